@@ -1,1 +1,40 @@
-//! Glassine.
+//! All decisions of Glassine, and nothing else: no I/O, no clock, no threads, no randomness.
+//!
+//! Two machines live here. A [`Session`] speaks NBD with one client; an [`Overlay`] is the state of
+//! one copy-on-write device. A *driver* owns both: it moves bytes between sockets, files and the
+//! machines, and tells them what happened. The production driver (crate `glassine`) and the
+//! simulator (crate `sim`) drive this same code.
+//!
+//! Where to look: `wire` is the byte format, `handshake` the option haggling, `session` the
+//! transmission phase (with `staging`, `request` and `outbox` as its parts), `overlay` the device
+//! (with `map`, `slot` and `pin`), `limits` every bound.
+
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+pub mod error;
+pub mod export;
+pub mod handshake;
+pub mod limits;
+pub mod map;
+//SESS pub mod outbox;
+pub mod overlay;
+pub mod pin;
+//SESS pub mod request;
+//SESS pub mod session;
+pub mod slot;
+//SESS pub mod staging;
+pub mod sync;
+pub mod time;
+pub mod wire;
+
+pub use error::{CloseReason, Errno};
+pub use export::{Catalog, Export};
+pub use limits::Limits;
+pub use overlay::{Overlay, OverlayConfig, Segment, Source};
+//SESS pub use session::{Input, Output, Session};
+pub use time::Instant;

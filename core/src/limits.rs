@@ -1,0 +1,66 @@
+//! Every bound in one place. A session takes them as a value so that the simulator can shrink them
+//! until each boundary is reached; [`Limits::default`] is what production uses.
+
+use core::time::Duration;
+
+/// Bytes of a block of the device, and of a slot of the data file.
+pub const BLOCK_BYTES: u32 = 4096;
+/// The longest payload of one READ or WRITE; advertised to clients.
+pub const PAYLOAD_BYTES_MAX: u32 = 64 << 20;
+/// NBD W2: no string is longer than this.
+pub const NAME_BYTES_MAX: u32 = 4096;
+/// The longest option whose data is looked at: a name, and room for every info request.
+pub const OPTION_BYTES_MAX: u32 = 8 << 10;
+/// The longest option whose data is skipped politely. Beyond it the client is only a burden.
+pub const OPTION_SKIP_BYTES_MAX: u32 = 1 << 20;
+/// Replies of the handshake that may wait for a client which does not read.
+pub const HANDSHAKE_REPLY_BYTES_MAX: usize = 256 << 10;
+/// The largest device: block numbers stay far from any overflow.
+pub const DEVICE_BYTES_MAX: u64 = 1 << 50;
+/// The first extent by which a data file grows; it doubles from there.
+pub const GROWTH_SLOTS_MIN: u32 = 256;
+/// The largest extent by which a data file grows ahead of need.
+pub const GROWTH_SLOTS_MAX: u32 = 16 << 10;
+/// Displaced slots (or blocks of dropped map leaves) looked at in one reclaim step.
+pub const RECLAIM_SLOTS_PER_STEP: u32 = 4096;
+
+const _: () = assert!(BLOCK_BYTES.is_power_of_two());
+// A name with its framing fits an option that is looked at.
+const _: () = assert!(OPTION_BYTES_MAX > NAME_BYTES_MAX + 6);
+// NBD W6: up to 32 MiB a payload is no attack; NBD Z3: test suites send close to 50 MB.
+const _: () = assert!(PAYLOAD_BYTES_MAX >= 50 << 20);
+// The largest write must find its slots in one growth step.
+const _: () = assert!(GROWTH_SLOTS_MAX >= PAYLOAD_BYTES_MAX / BLOCK_BYTES);
+
+/// The bounds of one session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Requests a client may have in flight: parsed, and their reply not yet with the kernel.
+    pub requests_max: u16,
+    /// Bytes of the receive buffer. Holds at least one header and one handshake option header.
+    pub staging_bytes: u32,
+    /// A payload with more bytes than this still to come is received straight into its slots.
+    pub direct_bytes_min: u32,
+    /// No further READ is resolved while this many payload bytes wait to be sent.
+    pub unsent_bytes_max: u32,
+    /// A client gets this long to finish its handshake.
+    pub handshake_time_max: Duration,
+    /// A client that has begun a request gets this long between two bytes of it.
+    pub stall_time_max: Duration,
+    /// A draining session gets this long to hand over its replies.
+    pub drain_time_max: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            requests_max: 256,
+            staging_bytes: 256 << 10,
+            direct_bytes_min: 32 << 10,
+            unsent_bytes_max: 1 << 20,
+            handshake_time_max: Duration::from_secs(10),
+            stall_time_max: Duration::from_secs(60),
+            drain_time_max: Duration::from_secs(5),
+        }
+    }
+}

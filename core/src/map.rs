@@ -1,0 +1,620 @@
+//! The block map: what each block of a device is.
+//!
+//! A radix tree of 512-way nodes. A subtree whose blocks are all alike is one tag, so a fresh device
+//! needs no memory and a TRIM of a terabyte replaces a few tags. A leaf describes 512 blocks (2 MiB)
+//! in 2 KiB; a GiB touched everywhere costs 1 MiB of leaves and 8 KiB of inner nodes.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::ops::Range;
+
+use crate::slot::SlotId;
+
+/// What a block of the device is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Entry {
+    /// Never written: the template shows through.
+    Template,
+    /// Zero, and nothing is set aside for it.
+    Zero,
+    /// Zero, and space is set aside: a later write finds a slot.
+    ZeroProvisioned,
+    /// The bytes are in this slot.
+    Slot(SlotId),
+}
+
+/// What a whole range of blocks can be made at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Uniform {
+    /// See [`Entry::Template`].
+    Template,
+    /// See [`Entry::Zero`].
+    Zero,
+    /// See [`Entry::ZeroProvisioned`].
+    ZeroProvisioned,
+}
+
+impl From<Uniform> for Entry {
+    fn from(uniform: Uniform) -> Self {
+        match uniform {
+            Uniform::Template => Self::Template,
+            Uniform::Zero => Self::Zero,
+            Uniform::ZeroProvisioned => Self::ZeroProvisioned,
+        }
+    }
+}
+
+/// How many blocks of a part of the map are slots, and how many have space set aside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Tally {
+    /// Blocks that are [`Entry::Slot`].
+    pub slots: u64,
+    /// Blocks that are [`Entry::ZeroProvisioned`].
+    pub reserved: u64,
+}
+
+impl Tally {
+    /// Blocks that count against a quota.
+    #[must_use]
+    pub fn provisioned(self) -> u64 {
+        self.slots + self.reserved
+    }
+
+    fn count(&mut self, entry: Entry) {
+        match entry {
+            Entry::Slot(_) => self.slots += 1,
+            Entry::ZeroProvisioned => self.reserved += 1,
+            Entry::Template | Entry::Zero => {}
+        }
+    }
+
+    fn uncount(&mut self, entry: Entry) {
+        match entry {
+            Entry::Slot(_) => self.slots -= 1,
+            Entry::ZeroProvisioned => self.reserved -= 1,
+            Entry::Template | Entry::Zero => {}
+        }
+    }
+
+    fn add(&mut self, other: Self) {
+        self.slots += other.slots;
+        self.reserved += other.reserved;
+    }
+
+    fn replace(&mut self, old: Self, new: Self) {
+        self.slots = self.slots - old.slots + new.slots;
+        self.reserved = self.reserved - old.reserved + new.reserved;
+    }
+
+    fn uniform(uniform: Uniform, blocks: u64) -> Self {
+        match uniform {
+            Uniform::ZeroProvisioned => Self { slots: 0, reserved: blocks },
+            Uniform::Template | Uniform::Zero => Self::default(),
+        }
+    }
+}
+
+const FANOUT_BITS: u32 = 9;
+const FANOUT: usize = 1 << FANOUT_BITS;
+
+/// An entry in four bytes: three tags, then slot numbers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Packed(u32);
+
+impl Packed {
+    const FIRST_SLOT: u32 = 3;
+
+    fn pack(entry: Entry) -> Self {
+        Self(match entry {
+            Entry::Template => 0,
+            Entry::Zero => 1,
+            Entry::ZeroProvisioned => 2,
+            Entry::Slot(slot) => slot.0 + Self::FIRST_SLOT,
+        })
+    }
+
+    fn unpack(self) -> Entry {
+        match self.0 {
+            0 => Entry::Template,
+            1 => Entry::Zero,
+            2 => Entry::ZeroProvisioned,
+            slot => Entry::Slot(SlotId(slot - Self::FIRST_SLOT)),
+        }
+    }
+}
+
+/// The most slots whose numbers fit an entry.
+pub const SLOTS_MAX: u32 = u32::MAX - Packed::FIRST_SLOT;
+
+enum Node {
+    Uniform(Uniform),
+    Inner(Box<Inner>),
+    Leaf(Box<Leaf>),
+}
+
+struct Inner {
+    tally: Tally,
+    children: [Node; FANOUT],
+}
+
+struct Leaf {
+    tally: Tally,
+    entries: [Packed; FANOUT],
+}
+
+/// A part of a map that a trim cut off. It still names slots, which are to be freed bit by bit.
+pub struct Dropped {
+    nodes: Vec<Node>,
+}
+
+/// The map of one device.
+pub struct Map {
+    root: Node,
+    /// Node levels above the blocks: a node of level 1 is a leaf.
+    levels: u32,
+    blocks: u64,
+    tally: Tally,
+}
+
+impl core::fmt::Debug for Map {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Map").field("blocks", &self.blocks).field("tally", &self.tally).finish()
+    }
+}
+
+impl core::fmt::Debug for Dropped {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Dropped").field("nodes", &self.nodes.len()).finish()
+    }
+}
+
+impl Map {
+    /// A map of `blocks` blocks that are all alike.
+    #[must_use]
+    pub fn new(blocks: u64, uniform: Uniform) -> Self {
+        let mut levels = 1;
+        while blocks > 1 << (FANOUT_BITS * levels) {
+            levels += 1;
+        }
+        let tally = Tally::uniform(uniform, blocks);
+        Self { root: Node::Uniform(uniform), levels, blocks, tally }
+    }
+
+    /// Blocks of the device.
+    #[must_use]
+    pub fn blocks(&self) -> u64 {
+        self.blocks
+    }
+
+    /// Slots and reservations of the whole map.
+    #[must_use]
+    pub fn tally(&self) -> Tally {
+        self.tally
+    }
+
+    /// What one block is.
+    #[must_use]
+    pub fn entry(&self, block: u64) -> Entry {
+        assert!(block < self.blocks);
+        let mut node = &self.root;
+        let mut level = self.levels;
+        loop {
+            match node {
+                Node::Uniform(uniform) => return (*uniform).into(),
+                Node::Leaf(leaf) => return leaf.entries[index(block, 1)].unpack(),
+                Node::Inner(inner) => node = &inner.children[index(block, level)],
+            }
+            level -= 1;
+        }
+    }
+
+    /// Visits a range in order, as runs of blocks that are alike (slots come one by one).
+    pub fn walk(&self, range: Range<u64>, visit: &mut impl FnMut(Range<u64>, Entry)) {
+        assert!(range.end <= self.blocks);
+        if !range.is_empty() {
+            walk(&self.root, self.levels, 0, &range, visit);
+        }
+    }
+
+    /// Slots and reservations in a range. Whole subtrees are counted in one step.
+    #[must_use]
+    pub fn tally_in(&self, range: Range<u64>) -> Tally {
+        assert!(range.end <= self.blocks);
+        if range == (0..self.blocks) {
+            return self.tally;
+        }
+        let mut tally = Tally::default();
+        if !range.is_empty() {
+            tally_in(&self.root, self.levels, 0, &range, &mut tally);
+        }
+        tally
+    }
+
+    /// Points the blocks of a range at `slots`, in order, and reports every slot that was displaced.
+    pub fn publish(
+        &mut self,
+        range: Range<u64>,
+        slots: &mut impl Iterator<Item = SlotId>,
+        displaced: &mut impl FnMut(SlotId),
+    ) {
+        assert!(range.end <= self.blocks);
+        if !range.is_empty() {
+            let mut next = || Entry::Slot(slots.next().expect("as many slots as blocks"));
+            let tally = &mut self.tally;
+            edit(&mut self.root, self.levels, 0, &range, tally, &mut next, displaced);
+        }
+    }
+
+    /// Makes all blocks of a range alike. Slots of boundary leaves are reported one by one; whole
+    /// subtrees are cut off and appended to `dropped`, so the work does not grow with the range.
+    /// Answers how many slots went with the dropped parts.
+    pub fn fill(
+        &mut self,
+        range: Range<u64>,
+        uniform: Uniform,
+        displaced: &mut impl FnMut(SlotId),
+        dropped: &mut Dropped,
+    ) -> u64 {
+        assert!(range.end <= self.blocks);
+        if range.is_empty() {
+            return 0;
+        }
+        let mut fill = Fill { blocks: self.blocks, range, uniform, dropped, dropped_slots: 0 };
+        fill.node(&mut self.root, self.levels, 0, &mut self.tally, displaced);
+        fill.dropped_slots
+    }
+
+    /// Checks the tallies against the entries. For tests and the simulator: it walks the whole map.
+    pub fn audit(&self) {
+        let mut tally = Tally::default();
+        self.walk(0..self.blocks, &mut |range, entry| match entry {
+            Entry::Slot(_) => tally.slots += range.end - range.start,
+            Entry::ZeroProvisioned => tally.reserved += range.end - range.start,
+            Entry::Template | Entry::Zero => {}
+        });
+        assert_eq!(tally, self.tally, "the tally of the map agrees with its entries");
+    }
+}
+
+impl Dropped {
+    /// Nothing dropped yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { nodes: Vec::new() }
+    }
+
+    /// Whether nothing waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
+    }
+
+    /// Takes one node apart and reports the slots it names; answers how many entries it looked at.
+    pub fn step(&mut self, free: &mut impl FnMut(SlotId)) -> u32 {
+        match self.nodes.pop() {
+            None | Some(Node::Uniform(_)) => 1,
+            Some(Node::Inner(inner)) => {
+                let children = inner.children.into_iter();
+                self.nodes.extend(children.filter(|node| !matches!(node, Node::Uniform(_))));
+                FANOUT as u32
+            }
+            Some(Node::Leaf(leaf)) => {
+                for packed in leaf.entries {
+                    if let Entry::Slot(slot) = packed.unpack() {
+                        free(slot);
+                    }
+                }
+                FANOUT as u32
+            }
+        }
+    }
+}
+
+impl Default for Dropped {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The position of `block` among the children of a node of this level.
+fn index(block: u64, level: u32) -> usize {
+    (block >> (FANOUT_BITS * (level - 1))) as usize & (FANOUT - 1)
+}
+
+/// Blocks below one child of a node of this level.
+fn child_blocks(level: u32) -> u64 {
+    1 << (FANOUT_BITS * (level - 1))
+}
+
+/// The children of a node at `base` that a range touches: each with its position and first block.
+fn children(level: u32, base: u64, range: &Range<u64>) -> impl Iterator<Item = (usize, u64)> {
+    let width = child_blocks(level);
+    let first = range.start.saturating_sub(base) / width;
+    let last = ((range.end - 1 - base) / width).min(FANOUT as u64 - 1);
+    (first..=last).map(move |position| (position as usize, base + position * width))
+}
+
+/// Turns a uniform node into one with children (or entries) that are all that way.
+fn expand(node: &mut Node, level: u32, blocks_below: u64) {
+    if let Node::Uniform(uniform) = *node {
+        let tally = Tally::uniform(uniform, blocks_below);
+        *node = if level == 1 {
+            Node::Leaf(Box::new(Leaf { tally, entries: [Packed::pack(uniform.into()); FANOUT] }))
+        } else {
+            let children = [const { Node::Uniform(Uniform::Template) }; FANOUT];
+            let children = children.map(|_| Node::Uniform(uniform));
+            Node::Inner(Box::new(Inner { tally, children }))
+        };
+    }
+}
+
+fn walk(
+    node: &Node,
+    level: u32,
+    base: u64,
+    range: &Range<u64>,
+    visit: &mut impl FnMut(Range<u64>, Entry),
+) {
+    match node {
+        Node::Uniform(uniform) => {
+            let end = base + (child_blocks(level) << FANOUT_BITS);
+            visit(range.start.max(base)..range.end.min(end), (*uniform).into());
+        }
+        Node::Inner(inner) => {
+            for (position, base) in children(level, base, range) {
+                walk(&inner.children[position], level - 1, base, range, visit);
+            }
+        }
+        Node::Leaf(leaf) => {
+            for (position, block) in children(1, base, range) {
+                visit(block..block + 1, leaf.entries[position].unpack());
+            }
+        }
+    }
+}
+
+fn tally_in(node: &Node, level: u32, base: u64, range: &Range<u64>, tally: &mut Tally) {
+    let end = base + (child_blocks(level) << FANOUT_BITS);
+    let whole = range.start <= base && range.end >= end;
+    match node {
+        Node::Uniform(uniform) => {
+            let blocks = range.end.min(end) - range.start.max(base);
+            tally.add(Tally::uniform(*uniform, blocks));
+        }
+        Node::Inner(inner) if whole => tally.add(inner.tally),
+        Node::Leaf(leaf) if whole => tally.add(leaf.tally),
+        Node::Inner(inner) => {
+            for (position, base) in children(level, base, range) {
+                tally_in(&inner.children[position], level - 1, base, range, tally);
+            }
+        }
+        Node::Leaf(leaf) => {
+            for (position, _) in children(1, base, range) {
+                tally.count(leaf.entries[position].unpack());
+            }
+        }
+    }
+}
+
+/// Sets every block of the range to what `next` says, in order, and keeps the tallies of the nodes passed.
+fn edit(
+    node: &mut Node,
+    level: u32,
+    base: u64,
+    range: &Range<u64>,
+    above: &mut Tally,
+    next: &mut impl FnMut() -> Entry,
+    displaced: &mut impl FnMut(SlotId),
+) {
+    // A reservation uniform at the device's end counts blocks that do not exist, were it expanded
+    // at full width; `Fill` never leaves such a node there.
+    expand(node, level, child_blocks(level) << FANOUT_BITS);
+    match node {
+        Node::Uniform(_) => unreachable!("just expanded"),
+        Node::Inner(inner) => {
+            let before = inner.tally;
+            for (position, base) in children(level, base, range) {
+                let child = &mut inner.children[position];
+                edit(child, level - 1, base, range, &mut inner.tally, next, displaced);
+            }
+            above.replace(before, inner.tally);
+        }
+        Node::Leaf(leaf) => {
+            let before = leaf.tally;
+            for (position, _) in children(1, base, range) {
+                set(leaf, position, next(), displaced);
+            }
+            above.replace(before, leaf.tally);
+        }
+    }
+}
+
+fn set(leaf: &mut Leaf, position: usize, new: Entry, displaced: &mut impl FnMut(SlotId)) {
+    let old = leaf.entries[position].unpack();
+    leaf.entries[position] = Packed::pack(new);
+    leaf.tally.uncount(old);
+    leaf.tally.count(new);
+    if let Entry::Slot(slot) = old {
+        displaced(slot);
+    }
+}
+
+struct Fill<'a> {
+    blocks: u64,
+    range: Range<u64>,
+    uniform: Uniform,
+    dropped: &'a mut Dropped,
+    dropped_slots: u64,
+}
+
+impl Fill<'_> {
+    fn node(
+        &mut self,
+        node: &mut Node,
+        level: u32,
+        base: u64,
+        above: &mut Tally,
+        displaced: &mut impl FnMut(SlotId),
+    ) {
+        let width = child_blocks(level) << FANOUT_BITS;
+        let end = base + width;
+        if self.range.start <= base && self.range.end >= end.min(self.blocks) && self.may_tag(end) {
+            let existing = end.min(self.blocks) - base;
+            let old = match node {
+                Node::Uniform(uniform) => Tally::uniform(*uniform, existing),
+                Node::Inner(inner) => inner.tally,
+                Node::Leaf(leaf) => leaf.tally,
+            };
+            above.replace(old, Tally::uniform(self.uniform, existing));
+            self.dropped_slots += old.slots;
+            let old_node = core::mem::replace(node, Node::Uniform(self.uniform));
+            if old.slots > 0 {
+                self.dropped.nodes.push(old_node);
+            }
+            return;
+        }
+        expand(node, level, width);
+        let range = self.range.clone();
+        match node {
+            Node::Uniform(_) => unreachable!("just expanded"),
+            Node::Inner(inner) => {
+                let before = inner.tally;
+                for (position, base) in children(level, base, &range) {
+                    let child = &mut inner.children[position];
+                    self.node(child, level - 1, base, &mut inner.tally, displaced);
+                }
+                above.replace(before, inner.tally);
+            }
+            Node::Leaf(leaf) => {
+                let before = leaf.tally;
+                for (position, _) in children(1, base, &range) {
+                    set(leaf, position, self.uniform.into(), displaced);
+                }
+                above.replace(before, leaf.tally);
+            }
+        }
+    }
+
+    /// A reservation counts blocks, so no tag of it may reach over the end of the device.
+    fn may_tag(&self, end: u64) -> bool {
+        self.uniform != Uniform::ZeroProvisioned || end <= self.blocks
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec;
+
+    /// A flat array is the model of the map.
+    struct Both {
+        map: Map,
+        flat: Vec<Entry>,
+        next_slot: u32,
+        dropped: Dropped,
+        displaced: Vec<SlotId>,
+    }
+
+    impl Both {
+        fn new(blocks: u64) -> Self {
+            Self {
+                map: Map::new(blocks, Uniform::Template),
+                flat: vec![Entry::Template; blocks as usize],
+                next_slot: 0,
+                dropped: Dropped::new(),
+                displaced: Vec::new(),
+            }
+        }
+
+        fn publish(&mut self, range: Range<u64>) {
+            let count = (range.end - range.start) as u32;
+            let mut slots = (self.next_slot..).map(SlotId);
+            self.map.publish(range.clone(), &mut slots, &mut |slot| self.displaced.push(slot));
+            for (index, block) in range.enumerate() {
+                self.flat[block as usize] = Entry::Slot(SlotId(self.next_slot + index as u32));
+            }
+            self.next_slot += count;
+        }
+
+        fn fill(&mut self, range: Range<u64>, uniform: Uniform) {
+            let displaced = &mut self.displaced;
+            self.map.fill(
+                range.clone(),
+                uniform,
+                &mut |slot| displaced.push(slot),
+                &mut self.dropped,
+            );
+            self.flat[range.start as usize..range.end as usize].fill(uniform.into());
+        }
+
+        fn check(&mut self) {
+            self.map.audit();
+            let mut walked = Vec::new();
+            self.map.walk(0..self.map.blocks(), &mut |range, entry| {
+                for block in range {
+                    assert_eq!(block as usize, walked.len());
+                    walked.push(entry);
+                }
+            });
+            assert!(walked == self.flat);
+            while !self.dropped.is_empty() {
+                self.dropped.step(&mut |slot| self.displaced.push(slot));
+            }
+            // Every slot is either named by the map or was reported exactly once.
+            let live = self.flat.iter().filter_map(|entry| match entry {
+                Entry::Slot(slot) => Some(*slot),
+                _ => None,
+            });
+            let mut all: Vec<_> = live.chain(self.displaced.iter().copied()).collect();
+            all.sort();
+            assert!(all.iter().enumerate().all(|(index, slot)| index == slot.0 as usize));
+            assert_eq!(all.len(), self.next_slot as usize);
+        }
+    }
+
+    #[test]
+    fn a_map_equals_a_flat_array() {
+        let blocks = 512 * 5 + 77;
+        let mut both = Both::new(blocks);
+        let mut state = 12345u64;
+        let mut draw = |below: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % below
+        };
+        for _ in 0..400 {
+            let start = draw(blocks);
+            let longest = if draw(3) == 0 { blocks } else { 40 };
+            let end = (start + 1 + draw(longest)).min(blocks);
+            match draw(4) {
+                0 | 1 => both.publish(start..end),
+                2 => both.fill(start..end, Uniform::Zero),
+                _ => both.fill(start..end, Uniform::ZeroProvisioned),
+            }
+            both.check();
+            let (from, to) = (draw(blocks), draw(blocks));
+            let range = from.min(to)..from.max(to);
+            let tally = both.map.tally_in(range.clone());
+            let flat = &both.flat[range.start as usize..range.end as usize];
+            let slots = flat.iter().filter(|entry| matches!(entry, Entry::Slot(_))).count();
+            let reserved = flat.iter().filter(|entry| **entry == Entry::ZeroProvisioned).count();
+            assert_eq!(tally, Tally { slots: slots as u64, reserved: reserved as u64 });
+            if !range.is_empty() {
+                assert_eq!(both.map.entry(range.start), both.flat[range.start as usize]);
+            }
+        }
+    }
+
+    #[test]
+    fn filling_a_tebibyte_looks_at_a_few_tags_only() {
+        let blocks = (1u64 << 40) / 4096;
+        let mut map = Map::new(blocks, Uniform::Template);
+        map.publish(77..78, &mut [SlotId(0)].into_iter(), &mut |_| {});
+        let mut dropped = Dropped::new();
+        let slots = map.fill(0..blocks, Uniform::Zero, &mut |_| {}, &mut dropped);
+        assert_eq!(slots, 1);
+        assert_eq!(dropped.nodes.len(), 1);
+        assert_eq!(map.entry(77), Entry::Zero);
+        assert_eq!(map.entry(blocks - 1), Entry::Zero);
+        assert_eq!(map.tally(), Tally::default());
+    }
+}

@@ -1,0 +1,571 @@
+//! The state of one copy-on-write device: which bytes are where, and which slots may be used.
+//!
+//! An overlay does no I/O and copies no payload. In production it stands behind one lock, taken once
+//! for a batch of requests. What it wants of its driver is only that the data file grows:
+//! [`Overlay::poll_growth`] says by how much, [`Overlay::grown`] takes the outcome.
+//!
+//! A write goes through `reserve` (private slots), then either `publish` (visible as a whole, the
+//! old slots displaced) or `release` (as if it had never been). A read goes through `resolve`, which
+//! names segments as of one moment; a pin taken at `epoch` in the same step keeps them as they are.
+
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+use core::ops::Range;
+
+use crate::error::Errno;
+use crate::limits::{
+    BLOCK_BYTES, DEVICE_BYTES_MAX, GROWTH_SLOTS_MAX, GROWTH_SLOTS_MIN, RECLAIM_SLOTS_PER_STEP,
+};
+use crate::map::{Dropped, Entry, Map, SLOTS_MAX, Tally, Uniform};
+use crate::pin::{Epoch, PinCell};
+use crate::slot::{Run, SlotCounts, SlotTable};
+
+const BLOCK: u64 = BLOCK_BYTES as u64;
+
+/// Where the bytes of a segment are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// In the template, from this byte on.
+    Template {
+        /// Byte offset in the template.
+        offset: u64,
+    },
+    /// Nowhere: they are zero.
+    Zero,
+    /// In the data file, from this byte on.
+    Data {
+        /// Byte offset in the data file.
+        offset: u64,
+    },
+}
+
+/// A run of bytes at one place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segment {
+    /// Where they are.
+    pub source: Source,
+    /// How many.
+    pub length: u64,
+}
+
+impl Segment {
+    /// Lengthens this segment by one that follows it, if both lie side by side.
+    pub fn absorb(&mut self, next: Self) -> bool {
+        let follows = match (self.source, next.source) {
+            (Source::Zero, Source::Zero) => true,
+            (Source::Template { offset }, Source::Template { offset: next })
+            | (Source::Data { offset }, Source::Data { offset: next }) => {
+                offset + self.length == next
+            }
+            _ => false,
+        };
+        if follows {
+            self.length += next.length;
+        }
+        follows
+    }
+}
+
+/// What a device is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OverlayConfig {
+    /// Size of the device to the byte.
+    pub size_bytes: u64,
+    /// Size of the template to the byte; 0 for a blank device. The device reads zero beyond it.
+    pub template_bytes: u64,
+    /// The most bytes the sheet may hold; `u64::MAX` for no quota. Rounded down to blocks.
+    pub quota_bytes: u64,
+}
+
+/// How a session is named when it has to be woken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionKey(pub u64);
+
+/// The blocks a request changes: `zero` becomes zero by an edit of the map, the others get slots.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Extent {
+    /// All of them.
+    pub blocks: Range<u64>,
+    /// The part that becomes zero; empty for a WRITE. Lies within `blocks`.
+    pub zero: Range<u64>,
+    /// Whether space is set aside for the zero part, so that a later write to it finds a slot.
+    pub provision: bool,
+}
+
+impl Extent {
+    /// The blocks that get slots: before the zero part, and behind it.
+    fn parts(&self) -> [Range<u64>; 2] {
+        if self.zero.is_empty() {
+            return [self.blocks.clone(), 0..0];
+        }
+        [self.blocks.start..self.zero.start, self.zero.end..self.blocks.end]
+    }
+
+    /// How many slots that makes.
+    #[must_use]
+    pub fn slots(&self) -> u64 {
+        self.parts().iter().map(|part| part.end - part.start).sum()
+    }
+}
+
+/// What was set aside for a request under way; given back by publish or release, once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[must_use = "a grant must be given back"]
+pub struct Grant {
+    /// Blocks the quota was charged.
+    charge: u64,
+    /// Reservations of the map that its slots were taken from.
+    using: u64,
+    /// Reservations it is about to make.
+    setting: u64,
+}
+
+/// The outcome of asking for slots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reserve {
+    /// Granted.
+    Granted(Grant),
+    /// The data file has to grow first; the session will be woken.
+    Wait,
+}
+
+/// A block that a publish may replace only if nobody else did meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Predecessor {
+    /// The block.
+    pub block: u64,
+    /// What it was when its bytes were merged.
+    pub entry: Entry,
+}
+
+/// Why a publish did not happen. The slots are still the caller's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Conflict {
+    /// This block was replaced since its bytes were merged: merge again.
+    Replaced(u64),
+    /// A trim took what the quota had counted on.
+    NoSpace,
+}
+
+/// The state of one device. See the module.
+#[derive(Debug)]
+pub struct Overlay {
+    config: OverlayConfig,
+    quota_blocks: u64,
+    map: Map,
+    slots: SlotTable,
+    /// The sum of all grants that were not yet given back.
+    charged: u64,
+    using: u64,
+    setting: u64,
+    epoch: Epoch,
+    dropped: VecDeque<(Epoch, Dropped)>,
+    cells: Vec<PinCell>,
+    growth: Growth,
+    waiting: Vec<SessionKey>,
+}
+
+#[derive(Debug, Default)]
+struct Growth {
+    /// The driver is growing the data file by this many slots.
+    asked: Option<u32>,
+    /// Slots that waiting writes cannot do without.
+    demand: u64,
+    /// The extent to grow by next, while it goes well.
+    step: u32,
+    /// The last attempt failed, and nothing has changed since.
+    failed: bool,
+}
+
+impl Overlay {
+    /// A device nobody has written to.
+    #[must_use]
+    pub fn new(config: OverlayConfig) -> Self {
+        assert!(config.size_bytes <= DEVICE_BYTES_MAX, "the driver checks the size");
+        assert!(config.template_bytes <= config.size_bytes, "the driver checks the size");
+        let blank = config.template_bytes == 0;
+        let uniform = if blank { Uniform::Zero } else { Uniform::Template };
+        Self {
+            map: Map::new(config.size_bytes.div_ceil(BLOCK), uniform),
+            quota_blocks: config.quota_bytes / BLOCK,
+            config,
+            slots: SlotTable::default(),
+            charged: 0,
+            using: 0,
+            setting: 0,
+            epoch: Epoch(1),
+            dropped: VecDeque::new(),
+            cells: Vec::new(),
+            growth: Growth { step: GROWTH_SLOTS_MIN, ..Growth::default() },
+            waiting: Vec::new(),
+        }
+    }
+
+    /// Size of the device to the byte.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.config.size_bytes
+    }
+
+    /// How many slots are in each state.
+    #[must_use]
+    pub fn counts(&self) -> SlotCounts {
+        self.slots.counts()
+    }
+
+    /// Slots and reservations of the map.
+    #[must_use]
+    pub fn tally(&self) -> Tally {
+        self.map.tally()
+    }
+
+    /// Blocks charged to writes under way.
+    #[must_use]
+    pub fn charged(&self) -> u64 {
+        self.charged
+    }
+
+    /// Sessions attached.
+    #[must_use]
+    pub fn sessions(&self) -> usize {
+        self.cells.len()
+    }
+
+    /// A session begins to use this device.
+    pub fn attach(&mut self) -> PinCell {
+        let cell = PinCell::new();
+        self.cells.push(cell.clone());
+        cell
+    }
+
+    /// A session has ended; it holds no pin and no slot.
+    pub fn detach(&mut self, cell: &PinCell) {
+        assert!(cell.oldest().is_none(), "a session that ends holds no pin");
+        let index = self.cells.iter().position(|other| other.is_same(cell));
+        self.cells.swap_remove(index.expect("a session is attached until it is detached"));
+    }
+
+    /// The moment that a pin taken now refers to.
+    pub(crate) fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// What a block is.
+    #[must_use]
+    pub fn entry(&self, block: u64) -> Entry {
+        self.map.entry(block)
+    }
+
+    /// Where the bytes of `block` are.
+    #[must_use]
+    pub(crate) fn source_of(&self, block: u64, entry: Entry) -> (Source, u32) {
+        let start = block * BLOCK;
+        match entry {
+            Entry::Slot(slot) => (Source::Data { offset: slot.offset() }, BLOCK_BYTES),
+            Entry::Template if start < self.config.template_bytes => {
+                let there = (self.config.template_bytes - start).min(BLOCK);
+                (Source::Template { offset: start }, there as u32)
+            }
+            Entry::Template | Entry::Zero | Entry::ZeroProvisioned => (Source::Zero, 0),
+        }
+    }
+
+    /// Names where the bytes of a range are, at one point in time, as few segments as possible.
+    pub fn resolve(&self, bytes: Range<u64>, visit: &mut impl FnMut(Segment)) {
+        assert!(bytes.end <= self.config.size_bytes);
+        if bytes.is_empty() {
+            return;
+        }
+        let mut last: Option<Segment> = None;
+        let mut put = |segment: Segment| {
+            if segment.length == 0 {
+                return;
+            }
+            if !last.as_mut().is_some_and(|open| open.absorb(segment))
+                && let Some(done) = last.replace(segment)
+            {
+                visit(done);
+            }
+        };
+        let template_bytes = self.config.template_bytes;
+        let blocks = bytes.start / BLOCK..bytes.end.div_ceil(BLOCK);
+        self.map.walk(blocks, &mut |run, entry| {
+            let start = (run.start * BLOCK).max(bytes.start);
+            let end = (run.end * BLOCK).min(bytes.end);
+            match entry {
+                Entry::Slot(slot) => {
+                    let offset = slot.offset() + start % BLOCK;
+                    put(Segment { source: Source::Data { offset }, length: end - start });
+                }
+                Entry::Template => {
+                    // A template shorter than the device is followed by zeroes.
+                    let there = end.min(template_bytes).max(start);
+                    let source = Source::Template { offset: start };
+                    put(Segment { source, length: there - start });
+                    put(Segment { source: Source::Zero, length: end - there });
+                }
+                Entry::Zero | Entry::ZeroProvisioned => {
+                    put(Segment { source: Source::Zero, length: end - start });
+                }
+            }
+        });
+        if let Some(open) = last {
+            visit(open);
+        }
+    }
+
+    /// What a request needs before it can be filled: private slots (appended to `runs`), and space
+    /// set aside. `NoSpace` is final; after `Wait` the session named `key` is woken, and asks again.
+    pub fn reserve(
+        &mut self,
+        extent: &Extent,
+        key: SessionKey,
+        runs: &mut Vec<Run>,
+    ) -> Result<Reserve, Errno> {
+        let count = extent.slots();
+        let in_slots = self.tally_of_slots(extent);
+        let mut grant = Grant { charge: count - in_slots.provisioned(), using: in_slots.reserved, setting: 0 };
+        if extent.provision {
+            let in_zero = self.map.tally_in(extent.zero.clone());
+            let zero = extent.zero.end - extent.zero.start;
+            grant.charge += zero - in_zero.provisioned();
+            grant.setting = zero - in_zero.reserved;
+        }
+        self.check_quota(grant.charge)?;
+        // Blocks with space set aside may use it up; others must leave it alone.
+        let spoken_for = (self.map.tally().reserved + self.setting + grant.setting)
+            .saturating_sub(self.using + grant.using);
+        if (count > 0 || grant.setting > 0) && !self.available(spoken_for + count) {
+            return self.ask_growth(spoken_for + count, key).map(|()| Reserve::Wait);
+        }
+        let count = u32::try_from(count).expect("bounded by the longest payload");
+        self.slots.take(count, runs);
+        self.charged += grant.charge;
+        self.using += grant.using;
+        self.setting += grant.setting;
+        Ok(Reserve::Granted(grant))
+    }
+
+    /// Gives back slots that no map ever named, and what was set aside.
+    pub fn release(&mut self, runs: &mut Vec<Run>, grant: Grant) {
+        for run in runs.drain(..) {
+            self.slots.release(run);
+        }
+        self.give_back(grant);
+    }
+
+    /// Makes a request visible as a whole: the blocks of `extent` are the slots of `runs` in order,
+    /// but for its zero range, which reads zero. What was there is displaced. If a predecessor has
+    /// been replaced, nothing happens, and slots and grant are still the caller's.
+    pub fn publish(
+        &mut self,
+        extent: &Extent,
+        runs: &mut Vec<Run>,
+        grant: Grant,
+        predecessors: impl Iterator<Item = Predecessor>,
+    ) -> Result<(), Conflict> {
+        for predecessor in predecessors {
+            if self.map.entry(predecessor.block) != predecessor.entry {
+                return Err(Conflict::Replaced(predecessor.block));
+            }
+        }
+        // Blocks may have been trimmed since the quota was charged.
+        let mut added = extent.slots() - self.tally_of_slots(extent).provisioned();
+        if extent.provision {
+            let zero = extent.zero.end - extent.zero.start;
+            added += zero - self.map.tally_in(extent.zero.clone()).provisioned();
+        }
+        if added > grant.charge && self.check_quota(added - grant.charge).is_err() {
+            return Err(Conflict::NoSpace);
+        }
+        self.give_back(grant);
+        self.epoch.0 += 1;
+        self.zero(extent);
+        self.flip(extent, runs);
+        Ok(())
+    }
+
+    /// The zero range of a publish: an edit of the map alone, whatever its length.
+    fn zero(&mut self, extent: &Extent) {
+        let uniform = if extent.provision { Uniform::ZeroProvisioned } else { Uniform::Zero };
+        let epoch = self.epoch;
+        let mut dropped = Dropped::new();
+        let slots = &mut self.slots;
+        let dropped_slots = self.map.fill(
+            extent.zero.clone(),
+            uniform,
+            &mut |slot| slots.displace(slot, epoch),
+            &mut dropped,
+        );
+        if !dropped.is_empty() {
+            self.slots.drop_live(dropped_slots);
+            self.dropped.push_back((epoch, dropped));
+        }
+    }
+
+    /// The slots of a publish: those before the zero range, and those behind it.
+    fn flip(&mut self, extent: &Extent, runs: &mut Vec<Run>) {
+        for run in runs.iter() {
+            self.slots.publish(*run);
+        }
+        let epoch = self.epoch;
+        let slots = &mut self.slots;
+        let displaced = &mut |slot| slots.displace(slot, epoch);
+        let mut each = runs.iter().flat_map(|run| (0..run.count).map(|index| run.slot(index)));
+        for part in extent.parts() {
+            self.map.publish(part, &mut each, displaced);
+        }
+        assert!(each.next().is_none(), "as many slots as blocks");
+        runs.clear();
+    }
+
+    fn tally_of_slots(&self, extent: &Extent) -> Tally {
+        let [before, behind] = extent.parts();
+        let (before, behind) = (self.map.tally_in(before), self.map.tally_in(behind));
+        Tally {
+            slots: before.slots + behind.slots,
+            reserved: before.reserved + behind.reserved,
+        }
+    }
+
+    fn give_back(&mut self, grant: Grant) {
+        let less = |total: &mut u64, part: u64| {
+            *total = total.checked_sub(part).expect("a grant is given back once");
+        };
+        less(&mut self.charged, grant.charge);
+        less(&mut self.using, grant.using);
+        less(&mut self.setting, grant.setting);
+    }
+
+    /// By how many slots the data file should grow now. Asked until it answers `None`; every answer
+    /// is completed once, by [`Self::grown`].
+    pub fn poll_growth(&mut self) -> Option<u32> {
+        if self.growth.asked.is_some() {
+            return None;
+        }
+        let counts = self.slots.counts();
+        let room = SLOTS_MAX - counts.total;
+        let missing = self.growth.demand.saturating_sub(u64::from(counts.free));
+        let wanted = if missing > 0 {
+            missing.max(u64::from(if self.growth.failed { 0 } else { self.growth.step }))
+        } else if self.runs_low() {
+            u64::from(self.growth.step)
+        } else {
+            return None;
+        };
+        let wanted = u32::try_from(wanted).unwrap_or(u32::MAX).min(room);
+        self.growth.asked = Some(wanted);
+        Some(wanted)
+    }
+
+    /// The data file grew by as many slots as asked, or could not. Wake those in
+    /// [`Self::take_waiting`].
+    pub fn grown(&mut self, ok: bool) {
+        let asked = self.growth.asked.take().expect("growth is completed once");
+        let missing = self.growth.demand.saturating_sub(u64::from(self.slots.counts().free));
+        if ok && asked > 0 {
+            self.slots.grow(asked);
+            self.growth.failed = false;
+            self.growth.step = (self.growth.step * 2).min(GROWTH_SLOTS_MAX);
+        } else {
+            self.growth.step = GROWTH_SLOTS_MIN;
+            let was_more_than_needed = u64::from(asked) > missing && missing > 0;
+            if was_more_than_needed && !self.growth.failed {
+                // Try again with only what is needed, before anybody hears of it.
+                self.growth.failed = true;
+                return;
+            }
+            self.growth.failed = true;
+        }
+        self.growth.demand = 0;
+    }
+
+    /// The sessions to wake, if growth has come to an end.
+    pub fn take_waiting(&mut self) -> Vec<SessionKey> {
+        if self.growth.demand > 0 { Vec::new() } else { core::mem::take(&mut self.waiting) }
+    }
+
+    /// Checks everything that can be derived twice. For tests and the simulator: it walks all.
+    pub fn audit(&self) {
+        self.map.audit();
+        self.slots.audit();
+        let dropped = !self.dropped.is_empty();
+        let counts = self.slots.counts();
+        assert_eq!(u64::from(counts.live), self.map.tally().slots, "live slots are those mapped");
+        assert!(dropped || self.growth.demand == 0 || !self.waiting.is_empty());
+        self.map.walk(0..self.map.blocks(), &mut |_, entry| {
+            if let Entry::Slot(slot) = entry {
+                assert!(self.slots.is_live(slot), "the map names live slots only");
+            }
+        });
+        // An overcommitted reservation would break the promise that a later write finds a slot.
+        assert!(u64::from(counts.free) + u64::from(counts.displaced) + u64::from(counts.filling)
+            >= self.map.tally().reserved);
+        assert!(self.map.tally().provisioned() <= self.quota_blocks);
+    }
+
+    /// Frees displaced slots nobody looks at any more. A bounded step; the driver may call it when it
+    /// has nothing better to do, and every reservation that runs short does.
+    pub fn reclaim(&mut self) {
+        // `Epoch(u64::MAX)`: nobody looks at anything.
+        let oldest = self.cells.iter().filter_map(PinCell::oldest).min();
+        let limit = oldest.unwrap_or(Epoch(u64::MAX));
+        let mut budget = RECLAIM_SLOTS_PER_STEP;
+        budget -= self.slots.reclaim(limit, budget).min(budget);
+        while budget > 0 {
+            match self.dropped.front_mut() {
+                Some((epoch, dropped)) if *epoch <= limit => {
+                    let slots = &mut self.slots;
+                    let seen = dropped.step(&mut |slot| slots.free_dropped(slot));
+                    if dropped.is_empty() {
+                        self.dropped.pop_front();
+                    }
+                    budget = budget.saturating_sub(seen);
+                }
+                _ => break,
+            }
+        }
+    }
+
+    fn check_quota(&self, more: u64) -> Result<(), Errno> {
+        let used = self.map.tally().provisioned() + self.charged;
+        if used.saturating_add(more) <= self.quota_blocks { Ok(()) } else { Err(Errno::NoSpace) }
+    }
+
+    /// Whether so many slots are free, after looking for displaced ones.
+    fn available(&mut self, count: u64) -> bool {
+        self.reclaim();
+        // A dropped terabyte is worth more than one step when slots are short.
+        while u64::from(self.slots.counts().free) < count && !self.dropped.is_empty() {
+            let before = self.slots.counts().displaced;
+            self.reclaim();
+            if self.slots.counts().displaced == before {
+                break;
+            }
+        }
+        u64::from(self.slots.counts().free) >= count
+    }
+
+    fn ask_growth(&mut self, count: u64, key: SessionKey) -> Result<(), Errno> {
+        if self.growth.failed && self.growth.asked.is_none() && self.growth.demand == 0 {
+            // The disk was full a moment ago. This request hears of it; the next one tries again.
+            self.growth.failed = false;
+            return Err(Errno::NoSpace);
+        }
+        self.growth.demand = self.growth.demand.max(count);
+        if !self.waiting.contains(&key) {
+            self.waiting.push(key);
+        }
+        Ok(())
+    }
+
+    fn runs_low(&self) -> bool {
+        let counts = self.slots.counts();
+        let blocks = self.map.blocks().min(self.quota_blocks);
+        let spare = u64::from(counts.free) - self.map.tally().reserved.min(u64::from(counts.free));
+        counts.total > 0
+            && !self.growth.failed
+            && u64::from(counts.total) < blocks
+            && spare < u64::from(self.growth.step / 4)
+    }
+}

@@ -1,0 +1,312 @@
+//! The slots of a data file: which are free, and the life of each.
+//!
+//! `Free → Filling → Live → Displaced → Free`. Every transition asserts where the slot comes from.
+//! Allocation recycles before it grows, and prefers whole runs, so that neighbouring blocks lie in
+//! neighbouring slots and go to the kernel in one piece.
+
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+
+use crate::limits::BLOCK_BYTES;
+use crate::pin::Epoch;
+
+/// The number of a slot: its place in the data file is this times 4 KiB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SlotId(pub u32);
+
+impl SlotId {
+    /// Where the slot begins in the data file.
+    #[must_use]
+    pub fn offset(self) -> u64 {
+        u64::from(self.0) * u64::from(BLOCK_BYTES)
+    }
+}
+
+/// Slots that lie side by side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// The first of them.
+    pub first: SlotId,
+    /// How many there are; never zero.
+    pub count: u32,
+}
+
+impl Run {
+    fn range(self) -> core::ops::Range<usize> {
+        self.first.0 as usize..(self.first.0 + self.count) as usize
+    }
+
+    /// The slot `index` places into the run.
+    #[must_use]
+    pub fn slot(self, index: u32) -> SlotId {
+        debug_assert!(index < self.count);
+        SlotId(self.first.0 + index)
+    }
+}
+
+/// Where a slot is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum State {
+    Free,
+    Filling,
+    Live,
+    Displaced,
+}
+
+/// How many slots are in each state. Conservation: the four always add up to `total`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SlotCounts {
+    /// Slots of the data file.
+    pub total: u32,
+    /// Ready to be filled.
+    pub free: u32,
+    /// Private to a write under way.
+    pub filling: u32,
+    /// Named by the map.
+    pub live: u32,
+    /// No longer named by the map, perhaps still looked at by a pin.
+    pub displaced: u32,
+}
+
+impl SlotCounts {
+    /// Whether no slot was lost or counted twice.
+    #[must_use]
+    pub fn conserved(&self) -> bool {
+        let sum = u64::from(self.free)
+            + u64::from(self.filling)
+            + u64::from(self.live)
+            + u64::from(self.displaced);
+        sum == u64::from(self.total)
+    }
+}
+
+/// Runs at least this long are kept for large writes.
+const LARGE_RUN_SLOTS: u32 = 16;
+
+/// Every slot of one data file.
+#[derive(Debug, Default)]
+pub struct SlotTable {
+    states: Vec<State>,
+    counts: SlotCounts,
+    /// Free runs, most recently freed last: those pages are warm, so they go first.
+    small: Vec<Run>,
+    large: Vec<Run>,
+    /// Displaced runs with the epoch that displaced them, in rising order.
+    displaced: VecDeque<(Epoch, Run)>,
+}
+
+impl SlotTable {
+    /// How many slots are in each state.
+    #[must_use]
+    pub fn counts(&self) -> SlotCounts {
+        self.counts
+    }
+
+    /// The data file has grown by `count` slots.
+    pub(crate) fn grow(&mut self, count: u32) {
+        let first = self.counts.total;
+        let total = first.checked_add(count).expect("growth is bounded by the slot numbers");
+        self.states.resize(total as usize, State::Free);
+        self.counts.total = total;
+        self.counts.free += count;
+        if count > 0 {
+            self.put_free(Run { first: SlotId(first), count });
+        }
+    }
+
+    /// Moves `count` free slots to `runs`, as few runs as possible. There must be as many.
+    pub(crate) fn take(&mut self, count: u32, runs: &mut Vec<Run>) {
+        assert!(count <= self.counts.free, "reserve before you take");
+        let mut missing = count;
+        while missing > 0 {
+            let prefer_large = missing >= LARGE_RUN_SLOTS;
+            let (first, second) = if prefer_large {
+                (&mut self.large, &mut self.small)
+            } else {
+                (&mut self.small, &mut self.large)
+            };
+            let run = first.pop().or_else(|| second.pop()).expect("counted as free");
+            let taken = Run { first: run.first, count: run.count.min(missing) };
+            if taken.count < run.count {
+                self.put_free(Run {
+                    first: SlotId(run.first.0 + taken.count),
+                    count: run.count - taken.count,
+                });
+            }
+            self.shift(taken, State::Free, State::Filling);
+            missing -= taken.count;
+            match runs.last_mut() {
+                Some(last) if last.first.0 + last.count == taken.first.0 => {
+                    last.count += taken.count;
+                }
+                _ => runs.push(taken),
+            }
+        }
+        self.counts.free -= count;
+        self.counts.filling += count;
+    }
+
+    /// A write under way gives its slots back unseen.
+    pub(crate) fn release(&mut self, run: Run) {
+        self.shift(run, State::Filling, State::Free);
+        self.counts.filling -= run.count;
+        self.counts.free += run.count;
+        self.put_free(run);
+    }
+
+    /// The map now names these slots.
+    pub(crate) fn publish(&mut self, run: Run) {
+        self.shift(run, State::Filling, State::Live);
+        self.counts.filling -= run.count;
+        self.counts.live += run.count;
+    }
+
+    /// The map no longer names this slot, since `epoch` began.
+    pub(crate) fn displace(&mut self, slot: SlotId, epoch: Epoch) {
+        let run = Run { first: slot, count: 1 };
+        self.shift(run, State::Live, State::Displaced);
+        self.counts.live -= 1;
+        self.counts.displaced += 1;
+        match self.displaced.back_mut() {
+            Some((last, run)) if *last == epoch && run.first.0 + run.count == slot.0 => {
+                run.count += 1;
+            }
+            last => {
+                assert!(last.is_none_or(|(last, _)| *last <= epoch), "epochs only rise");
+                self.displaced.push_back((epoch, run));
+            }
+        }
+    }
+
+    /// A dropped part of the map named `count` slots: they count as displaced from now on, although
+    /// each is looked at only when [`Self::free_dropped`] comes by.
+    pub(crate) fn drop_live(&mut self, count: u64) {
+        let count = u32::try_from(count).expect("no more slots than there are");
+        self.counts.live -= count;
+        self.counts.displaced += count;
+    }
+
+    /// Frees a slot that a dropped part of the map named.
+    pub(crate) fn free_dropped(&mut self, slot: SlotId) {
+        let run = Run { first: slot, count: 1 };
+        self.shift(run, State::Live, State::Free);
+        self.counts.displaced -= 1;
+        self.counts.free += 1;
+        match self.small.last_mut() {
+            Some(last) if last.first.0 + last.count == slot.0 => last.count += 1,
+            _ => self.put_free(run),
+        }
+    }
+
+    /// Frees displaced slots that nobody looks at any more: those displaced at or before `limit`.
+    /// Looks at no more than about `budget` slots; answers how many it freed.
+    pub(crate) fn reclaim(&mut self, limit: Epoch, budget: u32) -> u32 {
+        let mut freed = 0;
+        while freed < budget {
+            match self.displaced.front() {
+                Some(&(epoch, run)) if epoch <= limit => {
+                    self.displaced.pop_front();
+                    self.shift(run, State::Displaced, State::Free);
+                    self.counts.displaced -= run.count;
+                    self.counts.free += run.count;
+                    self.put_free(run);
+                    freed += run.count;
+                }
+                _ => break,
+            }
+        }
+        freed
+    }
+
+    fn put_free(&mut self, run: Run) {
+        if run.count >= LARGE_RUN_SLOTS {
+            self.large.push(run);
+        } else {
+            self.small.push(run);
+        }
+    }
+
+    fn shift(&mut self, run: Run, from: State, to: State) {
+        for state in &mut self.states[run.range()] {
+            assert!(*state == from, "a slot leaves {from:?} for {to:?} but is {state:?}");
+            *state = to;
+        }
+    }
+
+    /// Checks everything that can be derived twice. For tests and the simulator: it walks all slots.
+    pub fn audit(&self) {
+        assert!(self.counts.conserved(), "slots are conserved: {:?}", self.counts);
+        let free: u64 = self.small.iter().chain(&self.large).map(|run| u64::from(run.count)).sum();
+        assert_eq!(free, u64::from(self.counts.free), "the free runs hold every free slot");
+        let mut seen = alloc::vec![false; self.states.len()];
+        for run in self.small.iter().chain(&self.large) {
+            for index in run.range() {
+                assert!(self.states[index] == State::Free, "slot {index} is listed as free");
+                assert!(!core::mem::replace(&mut seen[index], true), "slot {index} is free twice");
+            }
+        }
+        let filling = self.states.iter().filter(|state| **state == State::Filling).count();
+        assert_eq!(filling, self.counts.filling as usize, "the states agree with the counts");
+    }
+
+    /// Whether the slot is named by the map.
+    #[must_use]
+    pub fn is_live(&self, slot: SlotId) -> bool {
+        self.states[slot.0 as usize] == State::Live
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(count: u32) -> SlotTable {
+        let mut table = SlotTable::default();
+        table.grow(count);
+        table
+    }
+
+    #[test]
+    fn a_large_write_gets_one_run() {
+        let mut table = table(1024);
+        let mut runs = Vec::new();
+        table.take(1000, &mut runs);
+        assert_eq!(runs, [Run { first: SlotId(0), count: 1000 }]);
+        table.audit();
+    }
+
+    #[test]
+    fn a_displaced_slot_is_free_only_after_its_epoch_is_let_go() {
+        let mut table = table(4);
+        let mut runs = Vec::new();
+        table.take(1, &mut runs);
+        table.publish(runs[0]);
+        table.displace(SlotId(0), Epoch(5));
+        assert_eq!(table.reclaim(Epoch(4), 100), 0);
+        assert_eq!(table.reclaim(Epoch(5), 100), 1);
+        assert_eq!(table.counts().free, 4);
+        table.audit();
+    }
+
+    #[test]
+    fn the_slot_freed_last_is_taken_first() {
+        let mut table = table(64);
+        let mut runs = Vec::new();
+        table.take(8, &mut runs);
+        let run = runs.pop().unwrap();
+        table.release(Run { first: run.slot(3), count: 1 });
+        table.take(1, &mut runs);
+        assert_eq!(runs, [Run { first: run.slot(3), count: 1 }]);
+    }
+
+    #[test]
+    #[should_panic(expected = "a slot leaves Filling for Live but is Live")]
+    fn a_slot_is_published_once() {
+        let mut table = table(1);
+        let mut runs = Vec::new();
+        table.take(1, &mut runs);
+        table.publish(runs[0]);
+        table.publish(runs[0]);
+    }
+}
