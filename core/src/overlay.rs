@@ -507,6 +507,9 @@ impl Overlay {
     /// Frees displaced slots nobody looks at any more. A bounded step; the driver may call it when it
     /// has nothing better to do, and every reservation that runs short does.
     pub fn reclaim(&mut self) {
+        if self.slots.counts().displaced == 0 {
+            return;
+        }
         // `Epoch(u64::MAX)`: nobody looks at anything.
         let oldest = self.cells.iter().filter_map(PinCell::oldest).min();
         let limit = oldest.unwrap_or(Epoch(u64::MAX));

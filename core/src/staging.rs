@@ -1,0 +1,84 @@
+//! The receive buffer of a session: headers, and payloads short enough to arrive with them.
+//!
+//! Payloads stay where they were received until they are stored, so bytes move only when nothing
+//! in the buffer is *held* and no receive is under way into it.
+
+use alloc::vec;
+use alloc::vec::Vec;
+use core::ops::Range;
+
+#[derive(Debug)]
+pub(crate) struct Staging {
+    bytes: Vec<u8>,
+    /// Received and not yet consumed: `bytes[head..tail]`.
+    head: usize,
+    tail: usize,
+    /// Payloads before `head` that are still to be stored.
+    held: usize,
+}
+
+impl Staging {
+    pub(crate) fn new(capacity: u32) -> Self {
+        Self { bytes: vec![0; capacity as usize], head: 0, tail: 0, held: 0 }
+    }
+
+    /// Received and not yet consumed.
+    pub(crate) fn unread(&self) -> &[u8] {
+        &self.bytes[self.head..self.tail]
+    }
+
+    /// Consumes bytes; answers where they stay.
+    pub(crate) fn consume(&mut self, count: usize) -> Range<usize> {
+        assert!(count <= self.tail - self.head);
+        let range = self.head..self.head + count;
+        self.head = range.end;
+        range
+    }
+
+    /// Keeps consumed bytes in place until as many calls of [`Self::unhold`].
+    pub(crate) fn hold(&mut self) {
+        self.held += 1;
+    }
+
+    pub(crate) fn unhold(&mut self) {
+        self.held = self.held.checked_sub(1).expect("what is held is let go once");
+    }
+
+    /// Held or unread bytes.
+    pub(crate) fn at(&self, range: Range<usize>) -> &[u8] {
+        &self.bytes[range]
+    }
+
+    /// Whether `count` unread bytes can lie in the buffer in one piece.
+    pub(crate) fn fits(&self, count: usize) -> bool {
+        let start = if self.held == 0 { 0 } else { self.head };
+        count <= self.bytes.len() - start
+    }
+
+    /// Makes as much room at the end as may be; answers how much there is. Never call it while a
+    /// receive is under way.
+    pub(crate) fn make_room(&mut self) -> usize {
+        if self.held == 0 && self.head > 0 {
+            let unread = self.tail - self.head;
+            // Moving a few bytes is cheaper than a receive that ends at the edge of the buffer.
+            if unread == 0 || self.tail == self.bytes.len() || unread <= self.head.min(4096) {
+                self.bytes.copy_within(self.head..self.tail, 0);
+                (self.head, self.tail) = (0, unread);
+            }
+        }
+        self.room()
+    }
+
+    pub(crate) fn room(&self) -> usize {
+        self.bytes.len() - self.tail
+    }
+
+    pub(crate) fn room_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.tail..]
+    }
+
+    pub(crate) fn received(&mut self, count: usize) {
+        assert!(count <= self.room(), "the driver received more than there was room for");
+        self.tail += count;
+    }
+}
