@@ -39,6 +39,8 @@ pub enum Input {
         /// How many.
         bytes: usize,
     },
+    /// Bytes of the next `Received` could not be put into their slots; they are lost.
+    ReceiveFault,
     /// `Receive` found that the client will send no more, or was ended by `StopReceiving`.
     EndOfStream,
     /// `Receive` failed, or was ended by `Shutdown`.
@@ -312,6 +314,11 @@ impl Session {
         self.now = now;
         match input {
             Input::Received { bytes } => self.received(bytes),
+            Input::ReceiveFault => {
+                let direct = self.receiving.expect("a Receive is under way");
+                let index = direct.expect("only slots are storage");
+                self.table.get_mut(index).error = Some(Errno::Io);
+            }
             Input::EndOfStream => {
                 self.receive_ended();
                 let between = self.stream == Stream::Header && self.staging.unread().is_empty();

@@ -1,0 +1,132 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::config::{Config, DeviceConfig, Listen, parse_size};
+
+/// Copy-on-write block devices over NBD: a read-only template below, a thin writable sheet above.
+#[derive(Debug, Parser)]
+#[command(name = "glassine", version, after_help = EXIT_CODES)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// How log lines look.
+    #[arg(long, value_enum, default_value = "human", global = true)]
+    pub log: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// A line of text for people.
+    Human,
+    /// A JSON object a line.
+    Json,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve one device (or several, with --config) to NBD clients.
+    #[command(after_help = EXAMPLES)]
+    Serve(Serve),
+}
+
+/// The arguments of `serve`.
+#[derive(Debug, Args)]
+pub struct Serve {
+    /// Serve the devices of this TOML file instead of one from the command line.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["template", "size", "sheet", "listen", "export", "read_only", "quota", "ephemeral"])]
+    pub config: Option<PathBuf>,
+    /// The raw disk image below the device; it is never written to.
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["size", "config"])]
+    pub template: Option<PathBuf>,
+    /// The size of the device, such as 10G; without --template the device is blank.
+    #[arg(long, value_parser = parse_size)]
+    pub size: Option<u64>,
+    /// The directory for what is written. Without it, a temporary one that goes with the process.
+    #[arg(long, value_name = "DIR")]
+    pub sheet: Option<PathBuf>,
+    /// Where to listen: unix:PATH or tcp:HOST:PORT. May be given several times.
+    #[arg(long, value_name = "ADDRESS", required_unless_present = "config")]
+    pub listen: Vec<Listen>,
+    /// The NBD export name.
+    #[arg(long, value_name = "NAME", default_value = "")]
+    pub export: String,
+    /// Refuse writes.
+    #[arg(long)]
+    pub read_only: bool,
+    /// The most the sheet may hold, such as 2G; writes beyond it get "no space left".
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub quota: Option<u64>,
+    /// The sheet need not survive the process. (In this version none does.)
+    #[arg(long)]
+    pub ephemeral: bool,
+    /// Threads that serve connections; one per core if not given.
+    #[arg(long, value_name = "N")]
+    pub workers: Option<usize>,
+}
+
+impl Serve {
+    /// The configuration these arguments mean.
+    pub fn config(self) -> anyhow::Result<Config> {
+        if let Some(path) = &self.config {
+            let mut config = Config::read(path)?;
+            config.workers = self.workers.or(config.workers);
+            return Ok(config);
+        }
+        let device = DeviceConfig {
+            export: self.export,
+            description: String::new(),
+            template: self.template,
+            size_bytes: self.size,
+            sheet: self.sheet,
+            quota_bytes: self.quota,
+            read_only: self.read_only,
+            ephemeral: self.ephemeral,
+        };
+        Ok(Config { listen: self.listen, workers: self.workers, devices: vec![device] })
+    }
+}
+
+const EXAMPLES: &str = "Examples:
+  # A writable device over an image, for this host
+  glassine serve --template disk.img --sheet ./sheet --listen unix:/run/disk.sock
+  # A blank 10 GiB device, over TCP as well
+  glassine serve --size 10G --listen unix:/run/blank.sock --listen tcp:127.0.0.1:10809
+  # Many devices from a file
+  glassine serve --config glassine.toml
+
+Stop it with SIGTERM or SIGINT: requests in flight are answered first. A second signal aborts.";
+
+const EXIT_CODES: &str = "Exit codes:
+  0  stopped by a signal, after every request in flight was answered
+  1  could not start: a file, directory, address or the configuration (the message says which)
+  2  the command line is wrong
+  3  aborted by a second signal; requests in flight were not answered";
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_device_on_the_command_line_becomes_a_configuration() {
+        let line = "glassine serve --size 1G --listen unix:/a --listen tcp:[::1]:0 --quota 5M";
+        let Command::Serve(serve) = Cli::parse_from(line.split(' ')).command;
+        let config = serve.config().unwrap();
+        config.check().unwrap();
+        assert_eq!(config.listen.len(), 2);
+        assert_eq!(config.devices[0].size_bytes, Some(1 << 30));
+        assert_eq!(config.devices[0].quota_bytes, Some(5 << 20));
+    }
+}

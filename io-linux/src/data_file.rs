@@ -1,0 +1,103 @@
+//! The data file of a sheet: slots, and nothing else.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use glassine_core::Errno;
+use glassine_core::limits::BLOCK_BYTES;
+
+use crate::mapping::Mapping;
+use crate::sync::{AtomicU64, Ordering};
+use crate::sys::{self, IoVec};
+
+/// Slots on disk, mapped for the kernel to send from and receive into.
+#[derive(Debug)]
+pub struct DataFile {
+    file: File,
+    mapping: Mapping,
+    bytes: AtomicU64,
+}
+
+/// Room in the address space for more than the device holds: private and displaced slots come on top
+/// of the live ones.
+const SLACK_BYTES: u64 = 4 << 30;
+
+impl DataFile {
+    /// An empty data file for a device of this size.
+    #[must_use]
+    pub fn new(file: File, device_bytes: u64) -> Self {
+        let mapping = Mapping::new(device_bytes + SLACK_BYTES, true);
+        Self { file, mapping, bytes: AtomicU64::new(0) }
+    }
+
+    /// Appends so many slots, with their space reserved. May block; one call at a time.
+    pub fn grow(&self, slots: u32) -> io::Result<()> {
+        let old = self.bytes.load(Ordering::Relaxed);
+        let new = old + u64::from(slots) * u64::from(BLOCK_BYTES);
+        if new > self.mapping.capacity() {
+            return Err(io::Error::from(io::ErrorKind::StorageFull));
+        }
+        sys::allocate(&self.file, old, new - old)?;
+        self.mapping.extend(&self.file, new)?;
+        self.bytes.store(new, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Hands out pointers to a range of slots, for the kernel.
+    pub fn pieces(&self, offset: u64, length: u64, visit: &mut impl FnMut(IoVec)) {
+        self.mapping.pieces(offset, length, visit);
+    }
+
+    /// Writes pieces of memory to a place, all of them. `iovecs` is used up.
+    pub fn write(&self, mut iovecs: &mut [IoVec], mut offset: u64) -> Result<(), Errno> {
+        while !iovecs.is_empty() {
+            let count = iovecs.len().min(sys::IOVECS_MAX);
+            match sys::write_at(&self.file, &iovecs[..count], offset) {
+                Ok(0) => return Err(Errno::Io),
+                Ok(written) => {
+                    offset += written as u64;
+                    iovecs = skip(iovecs, written);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(errno(&error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes bytes to a place, all of them.
+    pub fn write_bytes(&self, bytes: &[u8], offset: u64) -> Result<(), Errno> {
+        self.write(&mut [IoVec::of(bytes)], offset)
+    }
+
+    /// Reads bytes from a place, all of them.
+    pub fn read(&self, bytes: &mut [u8], offset: u64) -> Result<(), Errno> {
+        self.file.read_exact_at(bytes, offset).map_err(|error| errno(&error))
+    }
+}
+
+/// What is left of some pieces after so many bytes.
+fn skip(mut iovecs: &mut [IoVec], mut count: usize) -> &mut [IoVec] {
+    while let Some(first) = iovecs.first_mut() {
+        if count < first.length() {
+            let rest = first.length() - count;
+            *first = IoVec::at(first.start().wrapping_add(count), rest);
+            break;
+        }
+        count -= first.length();
+        iovecs = &mut iovecs[1..];
+    }
+    iovecs
+}
+
+/// The protocol's error for one of the system's (C7).
+#[must_use]
+pub fn errno(error: &io::Error) -> Errno {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+            Errno::NoSpace
+        }
+        _ => Errno::Io,
+    }
+}

@@ -1,0 +1,179 @@
+//! Threads for what may block: cold template reads, merges from them, and growing data files.
+//!
+//! Threads are started as jobs wait, up to a bound, and end when there is nothing to do. Jobs of one
+//! slow template can take them all only up to the bound, which is well above what a host's disks do
+//! at a time.
+
+use std::collections::VecDeque;
+use std::thread;
+use std::time::Duration;
+
+use glassine_core::request::RequestId;
+use glassine_core::session::{Input, Merge};
+use glassine_core::Errno;
+
+use crate::device::Device;
+use crate::sync::{Arc, AtomicBool, Condvar, Mutex, Ordering, lock};
+use crate::worker::{ConnectionId, Mail, Router};
+
+const THREADS_MAX: usize = 32;
+const IDLE_TIME: Duration = Duration::from_secs(10);
+
+/// Something that may block.
+#[derive(Debug)]
+pub enum Job {
+    /// Bring a part of the template into the page cache.
+    Fetch {
+        /// The device whose template it is.
+        device: Arc<Device>,
+        /// Whom to tell.
+        connection: ConnectionId,
+        /// For which request.
+        id: RequestId,
+        /// Byte offset in the template.
+        offset: u64,
+        /// How many bytes.
+        length: u64,
+        /// Nobody waits any more.
+        cancelled: Arc<AtomicBool>,
+    },
+    /// Complete a block from a cold part of the template.
+    Merge {
+        /// The device.
+        device: Arc<Device>,
+        /// Whom to tell.
+        connection: ConnectionId,
+        /// For which request.
+        id: RequestId,
+        /// What to do.
+        merge: Merge,
+    },
+    /// Grow the data file, as the overlay asked.
+    Grow {
+        /// The device.
+        device: Arc<Device>,
+        /// By how many slots.
+        slots: u32,
+    },
+}
+
+/// A handle to the pool.
+#[derive(Debug, Clone)]
+pub struct Pool {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    more: Condvar,
+    router: Arc<Router>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    jobs: VecDeque<Job>,
+    threads: usize,
+    idle: usize,
+}
+
+impl Pool {
+    /// A pool that reports to the workers behind `router`.
+    #[must_use]
+    pub fn new(router: Arc<Router>) -> Self {
+        let shared = Shared { state: Mutex::default(), more: Condvar::new(), router };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Adds a job.
+    pub fn submit(&self, job: Job) {
+        let mut state = lock(&self.shared.state);
+        state.jobs.push_back(job);
+        if state.idle >= state.jobs.len() || state.threads >= THREADS_MAX {
+            self.shared.more.notify_one();
+            return;
+        }
+        let shared = Arc::clone(&self.shared);
+        let started = thread::Builder::new().name("pool".into()).spawn(move || shared.run());
+        match started {
+            Ok(_) => state.threads += 1,
+            Err(error) if state.threads > 0 => {
+                tracing::warn!(%error, threads = state.threads, "cannot start another pool thread");
+                self.shared.more.notify_one();
+            }
+            Err(error) => {
+                // There is nobody to do it later: better slow than never.
+                tracing::warn!(%error, "cannot start a pool thread; blocking work stalls a worker");
+                let job = state.jobs.pop_back().expect("just added");
+                drop(state);
+                self.shared.perform(job);
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn run(&self) {
+        while let Some(job) = self.next() {
+            self.perform(job);
+        }
+    }
+
+    fn next(&self) -> Option<Job> {
+        let mut state = lock(&self.state);
+        loop {
+            if let Some(job) = state.jobs.pop_front() {
+                return Some(job);
+            }
+            state.idle += 1;
+            let (woken, timeout) = self
+                .more
+                .wait_timeout(state, IDLE_TIME)
+                .expect("no thread panicked while it held this lock");
+            state = woken;
+            state.idle -= 1;
+            if timeout.timed_out() && state.jobs.is_empty() {
+                state.threads -= 1;
+                return None;
+            }
+        }
+    }
+
+    fn perform(&self, job: Job) {
+        match job {
+            Job::Fetch { device, connection, id, offset, length, cancelled } => {
+                let result = if cancelled.load(Ordering::Relaxed) {
+                    Err(Errno::Io)
+                } else {
+                    device.template().fetch(offset, length).map(|()| length)
+                };
+                self.router.send(connection, Mail::Completed(Input::Fetched { id, result }));
+            }
+            Job::Merge { device, connection, id, merge } => {
+                let result = device.merge(&merge);
+                self.router.send(connection, Mail::Completed(Input::Merged { id, result }));
+            }
+            Job::Grow { device, slots } => self.grow(&device, slots),
+        }
+    }
+
+    fn grow(&self, device: &Device, slots: u32) {
+        let mut next = Some(slots);
+        while let Some(slots) = next {
+            let outcome = device.data().grow(slots);
+            if let Err(error) = &outcome {
+                let (export, bytes) = (&device.export.name, u64::from(slots) * 4096);
+                tracing::warn!(export, bytes, %error, "cannot grow the sheet; free some disk space");
+            }
+            let waiting = {
+                let mut overlay = lock(&device.overlay);
+                overlay.grown(outcome.is_ok());
+                next = overlay.poll_growth();
+                overlay.take_waiting()
+            };
+            for key in waiting {
+                self.router.send(ConnectionId(key.0), Mail::Completed(Input::Wake));
+            }
+        }
+    }
+}

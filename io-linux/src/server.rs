@@ -1,0 +1,152 @@
+//! A whole server: devices, listeners and workers, from start to drain.
+
+use std::io;
+use std::thread::{self, JoinHandle};
+
+use anyhow::Context;
+use glassine_core::{Catalog, Limits};
+
+use crate::config::{Config, DeviceConfig, Listen};
+use crate::device::Device;
+use crate::listener::Listener;
+use crate::pool::Pool;
+use crate::sync::{Arc, AtomicUsize, Ordering};
+use crate::sys;
+use crate::template::Template;
+use crate::worker::{Mail, Router, WORKERS_MAX, Worker};
+
+/// More connections than this at a time are turned away.
+pub const CONNECTIONS_MAX: usize = 4096;
+
+/// What all threads of a server have in common.
+#[derive(Debug)]
+pub struct Shared {
+    /// The devices, in the order of the catalog.
+    pub devices: Vec<Arc<Device>>,
+    /// What clients can choose from.
+    pub catalog: Arc<Catalog>,
+    /// The bounds of every session.
+    pub limits: Limits,
+    /// The workers' mailboxes.
+    pub router: Arc<Router>,
+    /// Threads for what may block.
+    pub pool: Pool,
+    /// Connections being served.
+    pub connections: AtomicUsize,
+}
+
+/// A running server.
+#[derive(Debug)]
+pub struct Server {
+    shared: Arc<Shared>,
+    listeners: Vec<Arc<Listener>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Opens everything and begins to serve. When this returns, clients can connect.
+    pub fn start(config: &Config) -> anyhow::Result<Self> {
+        config.check()?;
+        sys::raise_descriptor_limit();
+        sys::become_io_flusher();
+        // Listening comes first: a server that is already there should be found before anything
+        // else is touched.
+        let bind = |listen| Listener::bind(listen).map(Arc::new);
+        let listeners: Vec<_> = config.listen.iter().map(bind).collect::<anyhow::Result<_>>()?;
+        let devices = open_devices(&config.devices)?;
+        let catalog = Catalog::new(devices.iter().map(|device| device.export.clone()).collect());
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        let workers = config.workers.unwrap_or(cores).min(WORKERS_MAX);
+        let router = Arc::new(Router::new(workers).context("cannot make the workers' mailboxes")?);
+        let shared = Arc::new(Shared {
+            devices,
+            catalog: Arc::new(catalog),
+            limits: Limits::default(),
+            pool: Pool::new(Arc::clone(&router)),
+            router,
+            connections: AtomicUsize::new(0),
+        });
+        let mut server = Self { shared, listeners, threads: Vec::new() };
+        server.start_threads(workers).context("cannot start a thread")?;
+        Ok(server)
+    }
+
+    fn start_threads(&mut self, workers: usize) -> io::Result<()> {
+        for index in 0..workers {
+            let worker = Worker::new(index, Arc::clone(&self.shared))?;
+            let run = move || worker.run().expect("epoll works");
+            self.threads.push(thread::Builder::new().name(format!("worker-{index}")).spawn(run)?);
+        }
+        let turn = Arc::new(AtomicUsize::new(0));
+        for listener in &self.listeners {
+            let (listener, shared) = (Arc::clone(listener), Arc::clone(&self.shared));
+            let turn = Arc::clone(&turn);
+            let run = move || {
+                listener.run(|socket, peer| {
+                    if shared.connections.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS_MAX {
+                        shared.connections.fetch_sub(1, Ordering::Relaxed);
+                        tracing::warn!(peer, CONNECTIONS_MAX, "too many connections; one is refused");
+                        return;
+                    }
+                    let worker = turn.fetch_add(1, Ordering::Relaxed) % shared.router.workers();
+                    shared.router.send_to(worker, Mail::Accepted { socket, peer });
+                });
+            };
+            self.threads.push(thread::Builder::new().name("listener".into()).spawn(run)?);
+        }
+        Ok(())
+    }
+
+    /// Where it listens, with the ports that the system chose.
+    pub fn addresses(&self) -> impl Iterator<Item = &Listen> {
+        self.listeners.iter().map(|listener| &listener.address)
+    }
+
+    /// The devices it serves.
+    #[must_use]
+    pub fn devices(&self) -> &[Arc<Device>] {
+        &self.shared.devices
+    }
+
+    /// Takes no more clients, and lets those there are have their replies.
+    pub fn drain(&self) {
+        for listener in &self.listeners {
+            listener.stop();
+        }
+        for worker in 0..self.shared.router.workers() {
+            self.shared.router.send_to(worker, Mail::Drain);
+        }
+    }
+
+    /// Waits until a drained server has ended, and releases everything.
+    pub fn join(self) {
+        for thread in self.threads {
+            if let Err(panic) = thread.join() {
+                std::panic::resume_unwind(panic);
+            }
+        }
+    }
+}
+
+/// Opens devices; those over one template share it.
+fn open_devices(configs: &[DeviceConfig]) -> anyhow::Result<Vec<Arc<Device>>> {
+    let mut templates: Vec<Arc<Template>> = Vec::new();
+    let mut devices = Vec::new();
+    for config in configs {
+        let template = match &config.template {
+            None => None,
+            Some(path) => {
+                let opened = Template::open(path)?;
+                let same = |other: &&Arc<Template>| other.identity() == opened.identity();
+                let template = match templates.iter().find(same) {
+                    Some(known) => Arc::clone(known),
+                    None => Arc::new(opened),
+                };
+                templates.push(Arc::clone(&template));
+                Some(template)
+            }
+        };
+        devices.push(Arc::new(Device::open(config, template)?));
+    }
+    Ok(devices)
+}

@@ -1,0 +1,153 @@
+//! A template: a raw disk image that is only ever read, shared by every device over it.
+//!
+//! Its pages are sent from a mapping. Whether a page is in the page cache is asked first; a cold one
+//! is read by the pool, so that the event loop never waits for a disk.
+
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use glassine_core::limits::DEVICE_BYTES_MAX;
+use glassine_core::{Errno, Instant};
+
+use crate::clock;
+use crate::mapping::Mapping;
+use crate::sync::{AtomicU64, Ordering};
+use crate::sys::{self, IoVec};
+
+/// Residency is asked for, and remembered, by granules of this many bytes.
+const GRANULE_BYTES: u64 = 1 << 20;
+const GRANULE_PAGES: usize = (GRANULE_BYTES / 4096) as usize;
+/// How long a granule that was resident is taken to be so.
+const WARM_TIME: Duration = Duration::from_secs(1);
+/// A cold range is read in pieces of this many bytes.
+const FETCH_BYTES: usize = 256 << 10;
+
+/// An open template.
+#[derive(Debug)]
+pub struct Template {
+    path: PathBuf,
+    file: File,
+    bytes: u64,
+    identity: (u64, u64),
+    mapping: Mapping,
+    /// For each granule, when it was last found resident as a whole.
+    warm_at: Box<[AtomicU64]>,
+}
+
+impl Template {
+    /// Opens an image, which is served to the byte.
+    pub fn open(path: &Path) -> anyhow::Result<Self> {
+        let shown = path.display();
+        let mut file = File::open(path)
+            .with_context(|| format!("cannot open template {shown}; name a readable raw disk image"))?;
+        let metadata = file.metadata().with_context(|| format!("cannot stat template {shown}"))?;
+        ensure!(!metadata.is_dir(), "template {shown} is a directory; name a raw disk image");
+        let bytes = file
+            .seek(SeekFrom::End(0))
+            .with_context(|| format!("cannot find the size of template {shown}"))?;
+        if bytes == 0 {
+            bail!("template {shown} is empty; name a raw disk image, or use --size for a blank device");
+        }
+        ensure!(bytes <= DEVICE_BYTES_MAX, "template {shown} is larger than 1 PiB");
+        let mapping = Mapping::new(bytes, false);
+        mapping.extend(&file, bytes).with_context(|| format!("cannot map template {shown}"))?;
+        let granules = bytes.div_ceil(GRANULE_BYTES);
+        Ok(Self {
+            path: path.canonicalize().unwrap_or_else(|_| path.to_owned()),
+            file,
+            bytes,
+            identity: (metadata.dev(), metadata.ino()),
+            mapping,
+            warm_at: (0..granules).map(|_| AtomicU64::new(0)).collect(),
+        })
+    }
+
+    /// Where it was opened.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its size when it was opened.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Device and inode: two paths to one file are one template.
+    #[must_use]
+    pub fn identity(&self) -> (u64, u64) {
+        self.identity
+    }
+
+    /// Hands out pointers to a range, for the kernel.
+    pub fn pieces(&self, offset: u64, length: u64, visit: &mut impl FnMut(IoVec)) {
+        self.mapping.pieces(offset, length, visit);
+    }
+
+    /// Whether a range can be sent without waiting for a disk.
+    #[must_use]
+    pub fn is_ready(&self, offset: u64, length: u64) -> bool {
+        let now = clock::now();
+        let (first, last) = (offset / GRANULE_BYTES, (offset + length - 1) / GRANULE_BYTES);
+        (first..=last).all(|granule| self.is_warm(granule, now, offset, length))
+    }
+
+    fn is_warm(&self, granule: u64, now: Instant, offset: u64, length: u64) -> bool {
+        let warm_at = &self.warm_at[granule as usize];
+        let seen = warm_at.load(Ordering::Relaxed);
+        if seen != 0 && now.since(Instant(seen)) < WARM_TIME {
+            return true;
+        }
+        let mut pages = [0u8; GRANULE_PAGES + 1];
+        let start = granule * GRANULE_BYTES;
+        let end = (start + GRANULE_BYTES).min(self.bytes);
+        if self.mapping.is_resident(start, end - start, &mut pages) {
+            warm_at.store(now.0.max(1), Ordering::Relaxed);
+            return true;
+        }
+        let (from, to) = (offset.max(start), (offset + length).min(end));
+        self.mapping.is_resident(from, to - from, &mut pages)
+    }
+
+    /// Brings a range into the page cache. May block.
+    pub fn fetch(&self, offset: u64, length: u64) -> Result<(), Errno> {
+        sys::will_need(&self.file, offset, length);
+        let mut scratch = vec![0; FETCH_BYTES];
+        let end = offset + length;
+        let mut at = offset;
+        while at < end {
+            let count = (end - at).min(FETCH_BYTES as u64) as usize;
+            self.read(&mut scratch[..count], at)?;
+            at += count as u64;
+        }
+        Ok(())
+    }
+
+    /// Advice that a range of the device will be read.
+    pub fn prefetch(&self, offset: u64, length: u64) {
+        if offset < self.bytes {
+            sys::will_need(&self.file, offset, length.min(self.bytes - offset));
+        }
+    }
+
+    /// Reads bytes from a place, all of them.
+    pub fn read(&self, bytes: &mut [u8], offset: u64) -> Result<(), Errno> {
+        self.file.read_exact_at(bytes, offset).map_err(|error| {
+            if error.kind() == io::ErrorKind::UnexpectedEof {
+                tracing::error!(
+                    template = %self.path.display(), offset,
+                    "the template has become shorter while it is served; restore it and restart"
+                );
+            } else {
+                let template = self.path.display();
+                tracing::error!(%template, offset, %error, "cannot read the template");
+            }
+            Errno::Io
+        })
+    }
+}

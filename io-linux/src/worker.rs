@@ -1,0 +1,253 @@
+//! A worker: one thread that serves its share of the connections.
+//!
+//! Everything from outside reaches it as [`Mail`]; a connection is only ever touched by its worker.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::fd::OwnedFd;
+
+use glassine_core::Instant;
+use glassine_core::session::Input;
+
+use crate::clock;
+use crate::driver::{Connection, Scratch, Turn};
+use crate::server::Shared;
+use crate::sync::{Arc, Mutex, Ordering, lock};
+use crate::sys::{Epoll, EventFd, Ready, no_events};
+
+/// Names a connection in the whole process; the top byte is its worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ConnectionId(pub u64);
+
+const WORKER_SHIFT: u32 = 56;
+/// The most workers there can be.
+pub const WORKERS_MAX: usize = 1 << (64 - WORKER_SHIFT);
+/// The epoll token of the mailbox; connections count from 1.
+const MAILBOX: u64 = 0;
+
+/// What a worker is told from outside.
+#[derive(Debug)]
+pub enum Mail {
+    /// A client has connected: serve it.
+    Accepted {
+        /// Its socket.
+        socket: OwnedFd,
+        /// Who it is, in words.
+        peer: String,
+    },
+    /// Something a connection waited for is done.
+    Completed(Input),
+    /// Finish what is in flight; end when no connection is left.
+    Drain,
+}
+
+/// The mailboxes of all workers.
+#[derive(Debug)]
+pub struct Router {
+    boxes: Vec<Mailbox>,
+}
+
+#[derive(Debug)]
+struct Mailbox {
+    mail: Mutex<VecDeque<(ConnectionId, Mail)>>,
+    signal: EventFd,
+}
+
+impl Router {
+    /// Mailboxes for so many workers.
+    pub fn new(workers: usize) -> io::Result<Self> {
+        assert!(workers <= WORKERS_MAX);
+        let make = |_| Ok(Mailbox { mail: Mutex::default(), signal: EventFd::new()? });
+        Ok(Self { boxes: (0..workers).map(make).collect::<io::Result<_>>()? })
+    }
+
+    /// How many workers there are.
+    #[must_use]
+    pub fn workers(&self) -> usize {
+        self.boxes.len()
+    }
+
+    /// Tells the worker of a connection. If the connection has ended, nothing comes of it.
+    pub fn send(&self, connection: ConnectionId, mail: Mail) {
+        let worker = (connection.0 >> WORKER_SHIFT) as usize;
+        self.post(worker, connection, mail);
+    }
+
+    /// Tells a worker.
+    pub fn send_to(&self, worker: usize, mail: Mail) {
+        self.post(worker, ConnectionId(0), mail);
+    }
+
+    fn post(&self, worker: usize, connection: ConnectionId, mail: Mail) {
+        let mailbox = &self.boxes[worker];
+        lock(&mailbox.mail).push_back((connection, mail));
+        mailbox.signal.signal();
+    }
+}
+
+/// One worker's state.
+#[derive(Debug)]
+pub struct Worker {
+    index: usize,
+    shared: Arc<Shared>,
+    epoll: Epoll,
+    connections: HashMap<u64, Box<Connection>>,
+    serial: u64,
+    /// Connections whose turn it is.
+    due: Vec<u64>,
+    scratch: Scratch,
+    /// No deadline of any connection is earlier.
+    next_tick: Option<Instant>,
+    draining: bool,
+}
+
+impl Worker {
+    /// Worker number `index` of a server.
+    pub fn new(index: usize, shared: Arc<Shared>) -> io::Result<Self> {
+        let epoll = Epoll::new()?;
+        epoll.add(shared.router.boxes[index].signal.fd(), MAILBOX)?;
+        Ok(Self {
+            index,
+            shared,
+            epoll,
+            connections: HashMap::new(),
+            serial: MAILBOX,
+            due: Vec::new(),
+            scratch: Scratch::default(),
+            next_tick: None,
+            draining: false,
+        })
+    }
+
+    /// Serves until drained.
+    pub fn run(mut self) -> io::Result<()> {
+        let mut events = no_events();
+        let mut turns = Vec::new();
+        loop {
+            let timeout = self.timeout();
+            let (connections, due) = (&mut self.connections, &mut self.due);
+            let mut mail = false;
+            self.epoll.wait(&mut events, timeout, |ready: Ready| {
+                if ready.token == MAILBOX {
+                    mail = true;
+                } else if let Some(connection) = connections.get_mut(&ready.token) {
+                    connection.ready(ready);
+                    due.push(ready.token);
+                }
+            })?;
+            if mail {
+                self.take_mail();
+            }
+            self.tick();
+            std::mem::swap(&mut turns, &mut self.due);
+            for serial in turns.drain(..) {
+                self.turn(serial);
+            }
+            if self.draining && self.connections.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn timeout(&self) -> Option<u32> {
+        if !self.due.is_empty() {
+            return Some(0);
+        }
+        let left = self.next_tick?.since(clock::now());
+        // Rounded up: waking just before the deadline would only mean to wait again.
+        Some(u32::try_from(left.as_millis()).unwrap_or(u32::MAX).saturating_add(1))
+    }
+
+    fn take_mail(&mut self) {
+        let shared = Arc::clone(&self.shared);
+        let mailbox = &shared.router.boxes[self.index];
+        mailbox.signal.clear();
+        let mail = std::mem::take(&mut *lock(&mailbox.mail));
+        for (id, mail) in mail {
+            match mail {
+                Mail::Accepted { socket, peer } => self.accept(socket, peer),
+                Mail::Completed(input) => {
+                    let serial = id.0 & ((1 << WORKER_SHIFT) - 1);
+                    if let Some(connection) = self.connections.get_mut(&serial) {
+                        connection.tell(input);
+                        self.due.push(serial);
+                    }
+                }
+                Mail::Drain => {
+                    self.draining = true;
+                    for (serial, connection) in &mut self.connections {
+                        connection.tell(Input::Drain);
+                        self.due.push(*serial);
+                    }
+                }
+            }
+        }
+    }
+
+    fn accept(&mut self, socket: OwnedFd, peer: String) {
+        if self.draining {
+            self.shared.connections.fetch_sub(1, Ordering::Relaxed);
+            return;
+        }
+        self.serial += 1;
+        let serial = self.serial;
+        let id = ConnectionId((self.index as u64) << WORKER_SHIFT | serial);
+        let connection = Box::new(Connection::new(id, socket, peer, &self.shared));
+        if let Err(error) = self.epoll.add(connection.socket(), serial) {
+            tracing::error!(peer = connection.peer(), %error, "cannot watch a new connection");
+            self.shared.connections.fetch_sub(1, Ordering::Relaxed);
+            return;
+        }
+        tracing::info!(connection = serial, peer = connection.peer(), "connection opened");
+        self.connections.insert(serial, connection);
+        self.due.push(serial);
+    }
+
+    fn turn(&mut self, serial: u64) {
+        let Some(connection) = self.connections.get_mut(&serial) else {
+            return;
+        };
+        match connection.turn(&self.shared, &mut self.scratch) {
+            Turn::Closed(reason) => {
+                let connection = self.connections.remove(&serial).expect("its turn was just taken");
+                let seconds = clock::now().since(connection.opened_at()).as_secs_f64();
+                let export = connection.device().map(|device| device.export.name.as_str());
+                tracing::info!(
+                    connection = serial,
+                    peer = connection.peer(),
+                    export,
+                    seconds,
+                    "connection closed: {reason}"
+                );
+                drop(connection);
+                self.shared.connections.fetch_sub(1, Ordering::Relaxed);
+            }
+            turn => {
+                if let Some(deadline) = connection.deadline() {
+                    self.next_tick = Some(self.next_tick.map_or(deadline, |at| at.min(deadline)));
+                }
+                if turn == Turn::More {
+                    self.due.push(serial);
+                }
+            }
+        }
+    }
+
+    /// Tells the time to all connections, if it is time for one of them.
+    fn tick(&mut self) {
+        let now = clock::now();
+        if self.next_tick.is_none_or(|at| at > now) {
+            return;
+        }
+        self.next_tick = None;
+        for (serial, connection) in &mut self.connections {
+            let Some(deadline) = connection.deadline() else { continue };
+            if deadline <= now {
+                connection.tell(Input::Tick);
+                self.due.push(*serial);
+            } else {
+                self.next_tick = Some(self.next_tick.map_or(deadline, |at| at.min(deadline)));
+            }
+        }
+    }
+}
