@@ -18,7 +18,7 @@ use crate::limits::{
 };
 use crate::map::{Dropped, Entry, Map, SLOTS_MAX, Tally, Uniform};
 use crate::pin::{Epoch, PinCell};
-use crate::slot::{Run, SlotCounts, SlotTable};
+use crate::slot::{Run, SlotCounts, SlotId, SlotTable};
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
 
@@ -173,8 +173,11 @@ struct Growth {
     demand: u64,
     /// The extent to grow by next, while it goes well.
     step: u32,
-    /// The last attempt failed, and nothing has changed since.
+    /// The last attempt failed: grow by no more than is needed, and not ahead of need.
     failed: bool,
+    /// Sessions woken by a failure: they hear of it when they ask again. Anybody else's request
+    /// deserves an attempt of its own, since space may have been freed meanwhile.
+    denied: Vec<SessionKey>,
 }
 
 impl Overlay {
@@ -339,6 +342,7 @@ impl Overlay {
             return self.ask_growth(spoken_for + count, key).map(|()| Reserve::Wait);
         }
         let count = u32::try_from(count).expect("bounded by the longest payload");
+        self.growth.denied.retain(|denied| *denied != key);
         self.slots.take(count, runs);
         self.charged += grant.charge;
         self.using += grant.using;
@@ -476,6 +480,7 @@ impl Overlay {
                 return;
             }
             self.growth.failed = true;
+            self.growth.denied.clone_from(&self.waiting);
         }
         self.growth.demand = 0;
     }
@@ -483,6 +488,20 @@ impl Overlay {
     /// The sessions to wake, if growth has come to an end.
     pub fn take_waiting(&mut self) -> Vec<SessionKey> {
         if self.growth.demand > 0 { Vec::new() } else { core::mem::take(&mut self.waiting) }
+    }
+
+    /// Whether a place in the data file is private to a write under way: the only places that may be
+    /// written to. For tests and the simulator.
+    #[must_use]
+    pub fn is_private(&self, offset: u64) -> bool {
+        self.slots.is_filling(SlotId((offset / BLOCK) as u32))
+    }
+
+    /// Whether a place in the data file holds, or held a moment ago, bytes of the device: the only
+    /// places that may be read. For tests and the simulator.
+    #[must_use]
+    pub fn is_readable(&self, offset: u64) -> bool {
+        self.slots.is_readable(SlotId((offset / BLOCK) as u32))
     }
 
     /// Checks everything that can be derived twice. For tests and the simulator: it walks all.
@@ -550,9 +569,8 @@ impl Overlay {
     }
 
     fn ask_growth(&mut self, count: u64, key: SessionKey) -> Result<(), Errno> {
-        if self.growth.failed && self.growth.asked.is_none() && self.growth.demand == 0 {
-            // The disk was full a moment ago. This request hears of it; the next one tries again.
-            self.growth.failed = false;
+        if let Some(index) = self.growth.denied.iter().position(|denied| *denied == key) {
+            self.growth.denied.swap_remove(index);
             return Err(Errno::NoSpace);
         }
         self.growth.demand = self.growth.demand.max(count);

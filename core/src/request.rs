@@ -61,6 +61,8 @@ pub(crate) struct Request {
     pub(crate) grant: Option<Grant>,
     /// The part of the payload that lies in the staging buffer.
     pub(crate) staged: Option<Range<usize>>,
+    /// The payload is still arriving in the staging buffer.
+    pub(crate) arriving: bool,
     /// Payload bytes that are still to be received straight into the slots.
     pub(crate) direct_left: u64,
     /// The part of the template that has to be made available, while that is under way; afterwards
@@ -88,6 +90,7 @@ impl Request {
             runs: Vec::new(),
             grant: None,
             staged: None,
+            arriving: false,
             direct_left: 0,
             fetch: 0..0,
             fetched: false,
@@ -146,17 +149,10 @@ impl Request {
         }
     }
 
-    /// Takes an edge out of the request: nothing has to be done there.
-    pub(crate) fn drop_edge(&mut self, position: usize) {
-        let edge = self.edges.remove(position);
-        if edge.block == self.extent.blocks.start {
-            self.extent.blocks.start += 1;
-        } else {
-            self.extent.blocks.end -= 1;
-        }
-        if self.extent.zero.is_empty() {
-            self.extent.zero = self.extent.blocks.end..self.extent.blocks.end;
-        }
+    /// Leaves only the zero part: nothing has to be done at the edges.
+    pub(crate) fn drop_edges(&mut self) {
+        self.edges.clear();
+        self.extent.blocks = self.extent.zero.clone();
     }
 
     /// The slot that one of the blocks of this request will be.
@@ -190,7 +186,7 @@ impl Request {
 
     /// Whether everything has arrived where it belongs.
     pub(crate) fn is_filled(&self) -> bool {
-        self.grant.is_some() && self.outstanding == 0 && self.direct_left == 0
+        self.grant.is_some() && self.outstanding == 0 && self.direct_left == 0 && !self.arriving
     }
 }
 
@@ -276,6 +272,7 @@ impl Table {
         request.in_use = false;
         request.fast = false;
         request.edges.clear();
+        request.arriving = false;
         request.direct_left = 0;
         request.fetched = false;
         request.error = None;

@@ -673,6 +673,7 @@ impl Session {
         let missing = length - here;
         let direct = missing > self.limits.direct_bytes_min as usize || !self.staging.fits(length);
         if missing == 0 || !direct {
+            self.table.get_mut(index).arriving = true;
             self.stream = Stream::Staged { request: index };
             return;
         }
@@ -688,6 +689,7 @@ impl Session {
         }
         self.stage(index, length);
         self.stream = Stream::Header;
+        self.table.get_mut(index).arriving = false;
         let request = self.table.get(index);
         if request.error.is_some() && request.grant.is_none() {
             // Refused while its payload was arriving.
@@ -741,13 +743,12 @@ impl Session {
     /// Asks for slots; then the payload can go where it belongs.
     fn admit(&mut self, index: u16, overlay: &mut Overlay) {
         let request = self.table.get_mut(index);
-        // WRITE_ZEROES: an edge that is zero already needs nothing.
+        // WRITE_ZEROES: edges that are zero already need nothing. All or none: what is left out here
+        // takes effect now, and must not do so before the rest.
         if request.command == Command::Zero && !request.extent.provision {
-            for position in (0..request.edges.len()).rev() {
-                let entry = overlay.entry(request.edges[position].block);
-                if matches!(entry, Entry::Zero | Entry::ZeroProvisioned) {
-                    request.drop_edge(position);
-                }
+            let is_zero = |entry| matches!(entry, Entry::Zero | Entry::ZeroProvisioned);
+            if request.edges.iter().all(|edge| is_zero(overlay.entry(edge.block))) {
+                request.drop_edges();
             }
         }
         if request.fast && !request.edges.is_empty() {
@@ -834,14 +835,9 @@ impl Session {
         let request = self.table.get(index);
         if request.abandoned {
             self.drop_if_idle(index);
-        } else if request.is_filled() && !self.is_arriving(index) {
+        } else if request.is_filled() {
             self.publish.push_back(index);
         }
-    }
-
-    /// Whether the payload of a request is still under way in the staging buffer.
-    fn is_arriving(&self, index: u16) -> bool {
-        self.stream == (Stream::Staged { request: index })
     }
 
     fn publish(&mut self, index: u16, overlay: &mut Overlay) {

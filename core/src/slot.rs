@@ -250,6 +250,16 @@ impl SlotTable {
         assert_eq!(filling, self.counts.filling as usize, "the states agree with the counts");
     }
 
+    /// Whether the slot is private to a write under way.
+    pub(crate) fn is_filling(&self, slot: SlotId) -> bool {
+        self.states[slot.0 as usize] == State::Filling
+    }
+
+    /// Whether the slot is named by the map, or was and is not free yet.
+    pub(crate) fn is_readable(&self, slot: SlotId) -> bool {
+        matches!(self.states[slot.0 as usize], State::Live | State::Displaced)
+    }
+
     /// Whether the slot is named by the map.
     #[must_use]
     pub fn is_live(&self, slot: SlotId) -> bool {

@@ -1,1 +1,17 @@
-//! Glassine.
+//! The simulator: it drives the core that ships, in one thread, with every choice drawn from a tape.
+//!
+//! Where to look: `scenario` is the one body that every test runs; `swarm` draws a configuration;
+//! `world` holds the device, its files and the operations under way, and decides what happens next;
+//! `net` is a connection's two byte streams; `client` plays an NBD client; `model` is the oracle that
+//! knows every admissible answer; `choice` is the tape and `trace` what is remembered of a run.
+
+#![forbid(unsafe_code)]
+
+pub mod choice;
+pub mod client;
+pub mod model;
+pub mod net;
+pub mod scenario;
+pub mod swarm;
+pub mod trace;
+pub mod world;

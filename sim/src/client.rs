@@ -1,0 +1,479 @@
+//! A simulated client: it speaks NBD byte by byte, keeps requests in flight, now and then breaks the
+//! rules, and holds every reply against what it may be.
+
+use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
+
+use glassine_core::Errno;
+use glassine_core::wire::{self, RequestHeader};
+
+use crate::choice::{Lane, Tape};
+use crate::model::{Content, Model, Moment, payload_byte};
+use crate::swarm::Swarm;
+
+const LANE: Lane = Lane::Client;
+const BLOCK: u64 = 4096;
+
+/// A request a client made.
+#[derive(Debug)]
+pub struct Asked {
+    header: RequestHeader,
+    /// The version it writes, if it changes anything.
+    change: Option<usize>,
+    /// What it must be answered with, if that is certain.
+    verdict: Option<Errno>,
+    /// When its first byte left.
+    pub issued_at: Moment,
+    sent: bool,
+}
+
+/// What has to be answered with which bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reading {
+    Greeting,
+    OptionReplies,
+    ExportName,
+    Replies,
+}
+
+/// One client.
+#[derive(Debug)]
+pub struct Client {
+    /// Bytes to send, and after how many more of them a request begins or ends.
+    out: VecDeque<u8>,
+    marks: VecDeque<(u64, Mark)>,
+    queued: u64,
+    pushed: u64,
+    inbox: VecDeque<u8>,
+    reading: Reading,
+    no_zeroes: bool,
+    export_name: bool,
+    options_left: u64,
+    /// Requests made and not answered, by cookie.
+    pub asked: HashMap<u64, Asked>,
+    next_cookie: u64,
+    /// It does not read replies before the faults stop.
+    pub deaf: bool,
+    /// It will make no more requests, and leaves when all are answered.
+    pub leaving: bool,
+    said_goodbye: bool,
+    /// Requests answered.
+    pub answered: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Mark {
+    Begins(u64),
+    Ends(u64),
+}
+
+/// What the world tells a client about a device.
+#[derive(Debug, Clone, Copy)]
+pub struct View {
+    /// Its size.
+    pub size_bytes: u64,
+    /// Whether writes are refused.
+    pub read_only: bool,
+    /// An error may have come from a fault since this moment.
+    pub now: Moment,
+}
+
+/// Which errors a fault could explain for a request issued at some moment.
+pub trait Excuses {
+    /// Whether storage failed since then.
+    fn storage_failed(&self, since: Moment) -> bool;
+    /// Whether `blocks` more could have been too many since then.
+    fn space_was_short(&self, since: Moment, blocks: u64) -> bool;
+}
+
+impl Client {
+    /// A client that has just connected, with its handshake ready to be sent.
+    #[must_use]
+    pub fn new(tape: &mut Tape, swarm: &Swarm, connection: u64) -> Self {
+        let mut client = Self {
+            out: VecDeque::new(),
+            marks: VecDeque::new(),
+            queued: 0,
+            pushed: 0,
+            inbox: VecDeque::new(),
+            reading: Reading::Greeting,
+            no_zeroes: tape.chance(LANE, 50),
+            export_name: tape.chance(LANE, 30),
+            options_left: 0,
+            asked: HashMap::new(),
+            // Cookies are opaque: any 64 bits will do, and no two clients share them.
+            next_cookie: connection << 40 ^ tape.draw(LANE, 1 << 20) << 20,
+            deaf: tape.chance(LANE, swarm.deaf_percent),
+            leaving: false,
+            said_goodbye: false,
+            answered: 0,
+        };
+        client.queue_handshake(tape);
+        client
+    }
+
+    fn queue(&mut self, bytes: &[u8]) {
+        self.out.extend(bytes);
+        self.queued += bytes.len() as u64;
+    }
+
+    fn queue_option(&mut self, option: u32, data: &[u8]) {
+        self.queue(&wire::OPTION_MAGIC.to_be_bytes());
+        self.queue(&option.to_be_bytes());
+        self.queue(&(data.len() as u32).to_be_bytes());
+        self.queue(data);
+    }
+
+    fn queue_handshake(&mut self, tape: &mut Tape) {
+        self.queue(&(1 | u32::from(self.no_zeroes) << 1).to_be_bytes());
+        let info = |name: &[u8], requests: &[u16]| {
+            let mut data = (name.len() as u32).to_be_bytes().to_vec();
+            data.extend(name);
+            data.extend((requests.len() as u16).to_be_bytes());
+            data.extend(requests.iter().flat_map(|request| request.to_be_bytes()));
+            data
+        };
+        for _ in 0..tape.draw(LANE, 3) {
+            self.options_left += 1;
+            match tape.draw(LANE, 5) {
+                0 => self.queue_option(wire::OPT_LIST, &[]),
+                1 => self.queue_option(wire::OPT_INFO, &info(b"", &[3, 1, 77])),
+                2 => self.queue_option(wire::OPT_GO, &info(b"nobody", &[])),
+                3 => self.queue_option(0x0765_4321, &[1; 9]),
+                _ => self.queue_option(wire::OPT_INFO, &[0xff; 6]),
+            }
+        }
+        if self.export_name {
+            self.queue_option(wire::OPT_EXPORT_NAME, b"");
+        } else {
+            self.options_left += 1;
+            self.queue_option(wire::OPT_GO, &info(b"", &[3]));
+        }
+    }
+
+    /// Whether there are bytes to send.
+    #[must_use]
+    pub fn has_output(&self) -> bool {
+        !self.out.is_empty()
+    }
+
+    /// How many bytes it has to send.
+    #[must_use]
+    pub fn output_bytes(&self) -> usize {
+        self.out.len()
+    }
+
+    /// Whether it waits for nothing and has nothing to say.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.asked.is_empty() && self.out.is_empty() && self.reading == Reading::Replies
+    }
+
+    /// Whether it has said that it leaves, and every byte of that was sent.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        self.said_goodbye && self.out.is_empty()
+    }
+
+    /// Sends `count` bytes.
+    pub fn send(&mut self, count: usize, model: &mut Model, now: Moment) -> Vec<u8> {
+        let bytes = self.out.drain(..count).collect();
+        while let Some((at, mark)) = self.marks.front().copied() {
+            match mark {
+                Mark::Begins(cookie) if at < self.pushed + count as u64 => {
+                    self.asked.get_mut(&cookie).expect("just made").issued_at = now;
+                }
+                Mark::Ends(cookie) if at <= self.pushed + count as u64 => {
+                    let asked = self.asked.get_mut(&cookie).expect("not answered before it is sent");
+                    asked.sent = true;
+                    if let Some(version) = asked.change {
+                        model.sent(version, now);
+                    }
+                }
+                _ => break,
+            }
+            self.marks.pop_front();
+        }
+        self.pushed += count as u64;
+        bytes
+    }
+
+    /// Says goodbye, politely or by just ending.
+    pub fn say_goodbye(&mut self, politely: bool) {
+        if !std::mem::replace(&mut self.said_goodbye, true) && politely {
+            let header = RequestHeader {
+                magic: wire::REQUEST_MAGIC,
+                flags: 0,
+                command: wire::CMD_DISC,
+                cookie: 0,
+                offset: 0,
+                length: 0,
+            };
+            self.queue(&header.encode());
+        }
+    }
+
+    /// Makes a request.
+    pub fn ask(&mut self, tape: &mut Tape, swarm: &Swarm, view: View, model: &mut Model) {
+        let total: u64 = swarm.weights.iter().sum();
+        let mut ticket = tape.draw(LANE, total.max(1));
+        let kind = swarm.weights.iter().position(|weight| {
+            let here = ticket < *weight;
+            ticket = ticket.saturating_sub(*weight);
+            here
+        });
+        let (offset, length) = draw_range(tape, swarm);
+        let mut header = RequestHeader {
+            magic: wire::REQUEST_MAGIC,
+            flags: u16::from(tape.chance(LANE, 20)),
+            command: wire::CMD_READ,
+            cookie: self.next_cookie,
+            offset,
+            length,
+        };
+        self.next_cookie = self.next_cookie.wrapping_add(1);
+        match kind {
+            Some(1) => header.command = wire::CMD_WRITE,
+            Some(2) => header.command = wire::CMD_TRIM,
+            Some(3) => {
+                header.command = wire::CMD_WRITE_ZEROES;
+                header.flags |= (tape.draw(LANE, 2) as u16) << 1 | (tape.draw(LANE, 2) as u16) << 4;
+            }
+            Some(4) => (header.command, header.offset, header.length) = (wire::CMD_FLUSH, 0, 0),
+            Some(5) => header.command = wire::CMD_CACHE,
+            Some(6) => break_a_rule(tape, swarm, &mut header),
+            _ => {}
+        }
+        self.queue_request(header, view, model);
+    }
+
+    /// Reads a range, to see what is there.
+    pub fn ask_to_read(&mut self, bytes: Range<u64>, view: View, model: &mut Model) {
+        let header = RequestHeader {
+            magic: wire::REQUEST_MAGIC,
+            flags: 0,
+            command: wire::CMD_READ,
+            cookie: self.next_cookie,
+            offset: bytes.start,
+            length: (bytes.end - bytes.start) as u32,
+        };
+        self.next_cookie = self.next_cookie.wrapping_add(1);
+        self.queue_request(header, view, model);
+    }
+
+    fn queue_request(&mut self, header: RequestHeader, view: View, model: &mut Model) {
+        let verdict = verdict(&header, view);
+        let bytes = header.offset..header.offset.wrapping_add(u64::from(header.length));
+        let change = match header.command {
+            _ if verdict.is_some() || header.length == 0 => None,
+            wire::CMD_WRITE => Some(model.begin(bytes.clone(), Content::Payload)),
+            wire::CMD_WRITE_ZEROES => Some(model.begin(bytes.clone(), Content::Zero)),
+            wire::CMD_TRIM => Some(model.begin(inward(&bytes, view.size_bytes), Content::Zero)),
+            _ => None,
+        };
+        let cookie = header.cookie;
+        self.marks.push_back((self.queued, Mark::Begins(cookie)));
+        self.queue(&header.encode());
+        if header.command == wire::CMD_WRITE {
+            let version = change.unwrap_or(usize::MAX / 2);
+            let payload: Vec<u8> = (0..u64::from(header.length))
+                .map(|index| payload_byte(version, header.offset.wrapping_add(index)))
+                .collect();
+            self.queue(&payload);
+        }
+        self.marks.push_back((self.queued, Mark::Ends(cookie)));
+        let issued_at = view.now;
+        self.asked.insert(cookie, Asked { header, change, verdict, issued_at, sent: false });
+    }
+
+    /// Bytes have arrived. Fails if they are not what they may be.
+    pub fn receive(
+        &mut self,
+        bytes: &[u8],
+        model: &mut Model,
+        now: Moment,
+        excuses: &impl Excuses,
+    ) -> Result<(), String> {
+        self.inbox.extend(bytes);
+        loop {
+            let inbox: &[u8] = self.inbox.make_contiguous();
+            let used = match self.reading {
+                Reading::Greeting => greeting(inbox)?,
+                Reading::OptionReplies => option_reply(inbox, &mut self.options_left)?,
+                Reading::ExportName => {
+                    let length = if self.no_zeroes { 10 } else { 134 };
+                    if inbox.len() < length { 0 } else { length }
+                }
+                Reading::Replies => self.reply(model, now, excuses)?,
+            };
+            if used == 0 && (self.reading != Reading::OptionReplies || self.options_left > 0) {
+                return Ok(());
+            }
+            self.inbox.drain(..used);
+            self.reading = match self.reading {
+                Reading::Greeting => Reading::OptionReplies,
+                Reading::OptionReplies if self.options_left > 0 => Reading::OptionReplies,
+                Reading::OptionReplies if self.export_name => Reading::ExportName,
+                _ => Reading::Replies,
+            };
+        }
+    }
+
+    fn reply(
+        &mut self,
+        model: &mut Model,
+        now: Moment,
+        excuses: &impl Excuses,
+    ) -> Result<usize, String> {
+        let inbox: &[u8] = self.inbox.make_contiguous();
+        const HEADER: usize = wire::SIMPLE_REPLY_BYTES;
+        if inbox.len() < HEADER {
+            return Ok(0);
+        }
+        if wire::be32(inbox, 0) != wire::SIMPLE_REPLY_MAGIC {
+            return Err(format!("a reply begins with {:#x}: out of step", wire::be32(inbox, 0)));
+        }
+        let (error, cookie) = (wire::be32(inbox, 4), wire::be64(inbox, 8));
+        let Some(asked) = self.asked.get(&cookie) else {
+            return Err(format!("a reply to {cookie:#x}, which was not asked or is answered already"));
+        };
+        let header = asked.header;
+        let is_data = header.command == wire::CMD_READ && error == 0;
+        let length = if is_data { header.length as usize } else { 0 };
+        let Some(data) = inbox.get(HEADER..HEADER + length) else {
+            return Ok(0);
+        };
+        if !asked.sent {
+            return Err(format!("{header:?} was answered before it was sent"));
+        }
+        let since = asked.issued_at;
+        if error != asked.verdict.map_or(0, Errno::code) {
+            let blocks = u64::from(header.length) / BLOCK + 2;
+            let changes = matches!(header.command, wire::CMD_WRITE | wire::CMD_WRITE_ZEROES);
+            let is_fast = header.flags & wire::CMD_FLAG_FAST_ZERO != 0;
+            let explained = asked.verdict.is_none()
+                && match error {
+                    5 => excuses.storage_failed(since) && (changes || header.command == wire::CMD_READ),
+                    28 => changes && (excuses.space_was_short(since, blocks) || excuses.storage_failed(since)),
+                    95 => {
+                        header.command == wire::CMD_WRITE_ZEROES
+                            && is_fast
+                            && (header.offset % BLOCK != 0 || u64::from(header.length) % BLOCK != 0)
+                    }
+                    _ => false,
+                };
+            if !explained {
+                return Err(format!("{header:?} was answered {error}, expected {:?}", asked.verdict));
+            }
+        }
+        if is_data {
+            let bytes = header.offset..header.offset + u64::from(header.length);
+            model.check(bytes, data, since, now)?;
+        }
+        if let Some(version) = asked.change {
+            if error == 0 {
+                model.answered(version, now);
+            } else {
+                model.refused(version)?;
+            }
+        }
+        self.asked.remove(&cookie);
+        self.answered += 1;
+        Ok(HEADER + length)
+    }
+}
+
+fn greeting(inbox: &[u8]) -> Result<usize, String> {
+    if inbox.len() < 18 {
+        return Ok(0);
+    }
+    if wire::be64(inbox, 0) != wire::GREETING_MAGIC || wire::be16(inbox, 16) != 3 {
+        return Err("a wrong greeting".to_owned());
+    }
+    Ok(18)
+}
+
+fn option_reply(inbox: &[u8], options_left: &mut u64) -> Result<usize, String> {
+    if *options_left == 0 || inbox.len() < 20 {
+        return Ok(0);
+    }
+    if wire::be64(inbox, 0) != wire::OPTION_REPLY_MAGIC {
+        return Err("an option reply without its magic".to_owned());
+    }
+    let (kind, length) = (wire::be32(inbox, 12), wire::be32(inbox, 16) as usize);
+    if inbox.len() < 20 + length {
+        return Ok(0);
+    }
+    // Everything but the last reply to an option is an INFO or SERVER.
+    if kind != wire::REP_INFO && kind != wire::REP_SERVER {
+        *options_left -= 1;
+    }
+    Ok(20 + length)
+}
+
+/// The error a request must get, by the protocol alone; written anew from the clauses, so that it
+/// does not share the core's mistakes.
+fn verdict(header: &RequestHeader, view: View) -> Option<Errno> {
+    let allowed = match header.command {
+        wire::CMD_WRITE_ZEROES => 0b1_0011,
+        wire::CMD_READ | wire::CMD_WRITE | wire::CMD_TRIM | wire::CMD_FLUSH | wire::CMD_CACHE => 1,
+        _ => return Some(Errno::Invalid),
+    };
+    if header.flags & !allowed != 0 {
+        return Some(Errno::Invalid);
+    }
+    let writes = [wire::CMD_WRITE, wire::CMD_WRITE_ZEROES];
+    if view.read_only && (writes.contains(&header.command) || header.command == wire::CMD_TRIM) {
+        return Some(Errno::Perm);
+    }
+    if header.command == wire::CMD_READ && header.length > 64 << 20 {
+        return Some(Errno::Invalid);
+    }
+    let beyond = u128::from(header.offset) + u128::from(header.length) > u128::from(view.size_bytes);
+    if beyond && header.command != wire::CMD_FLUSH {
+        let error = if writes.contains(&header.command) { Errno::NoSpace } else { Errno::Invalid };
+        return Some(error);
+    }
+    None
+}
+
+/// TRIM touches whole blocks only; the end of the device ends a block.
+fn inward(bytes: &Range<u64>, size_bytes: u64) -> Range<u64> {
+    let start = bytes.start.div_ceil(BLOCK) * BLOCK;
+    let end = if bytes.end == size_bytes { size_bytes } else { bytes.end / BLOCK * BLOCK };
+    if start < end { start..end } else { 0..0 }
+}
+
+fn draw_range(tape: &mut Tape, swarm: &Swarm) -> (u64, u32) {
+    let size = swarm.size_bytes;
+    let blocks = size.div_ceil(BLOCK);
+    let hot = if tape.chance(LANE, 80) { swarm.hot_blocks.min(blocks) } else { blocks };
+    let mut start = tape.draw(LANE, hot) * BLOCK;
+    let mut length = tape.length(LANE, swarm.length_max);
+    if tape.chance(LANE, swarm.aligned_percent) {
+        length = (length / BLOCK).max(1) * BLOCK;
+    } else {
+        start += tape.draw(LANE, BLOCK);
+    }
+    let start = start.min(size);
+    (start, length.min(size - start) as u32)
+}
+
+fn break_a_rule(tape: &mut Tape, swarm: &Swarm, header: &mut RequestHeader) {
+    match tape.draw(LANE, 7) {
+        0 => header.command = 7 + tape.draw(LANE, 60_000) as u16,
+        1 => header.flags |= 1 << *tape.pick(LANE, &[1, 2, 3, 5, 9, 15]),
+        2 => header.offset = swarm.size_bytes - header.offset.min(5),
+        3 => {
+            header.offset = u64::MAX - tape.draw(LANE, 5000);
+            header.command = *tape.pick(LANE, &[0, 4, 5, 6]);
+        }
+        4 => header.length = u32::MAX - tape.draw(LANE, 5000) as u32,
+        5 => {
+            header.command = wire::CMD_WRITE;
+            header.offset = swarm.size_bytes - header.offset.min(100);
+            header.length = 200;
+        }
+        _ => header.length = 0,
+    }
+}

@@ -1,0 +1,54 @@
+//! A connection's two byte streams, as a kernel would keep them.
+
+use std::collections::VecDeque;
+
+/// One direction of a connection.
+#[derive(Debug)]
+pub struct Pipe {
+    bytes: VecDeque<u8>,
+    capacity: usize,
+    /// The writer will write no more.
+    pub ended: bool,
+}
+
+impl Pipe {
+    /// An empty pipe that holds so many bytes.
+    #[must_use]
+    pub fn new(capacity: usize) -> Self {
+        Self { bytes: VecDeque::new(), capacity, ended: false }
+    }
+
+    /// Holds at least so many bytes from now on.
+    pub fn widen(&mut self, capacity: usize) {
+        self.capacity = self.capacity.max(capacity);
+    }
+
+    /// Room left.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        self.capacity - self.bytes.len()
+    }
+
+    /// Bytes waiting.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Whether nothing waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// Adds bytes; there must be room.
+    pub fn push(&mut self, bytes: &[u8]) {
+        assert!(bytes.len() <= self.room());
+        self.bytes.extend(bytes);
+    }
+
+    /// Takes bytes; there must be as many.
+    pub fn take(&mut self, count: usize) -> Vec<u8> {
+        self.bytes.drain(..count).collect()
+    }
+}

@@ -1,0 +1,105 @@
+//! The configuration of a run, itself drawn from the tape: which bounds are tight, which faults are
+//! on, and what clients like to do.
+
+use std::time::Duration;
+
+use glassine_core::Limits;
+
+use crate::choice::{Lane, Tape};
+
+/// One run's configuration.
+#[derive(Debug, Clone)]
+pub struct Swarm {
+    /// Connections at a time.
+    pub connections: u64,
+    /// Requests a client keeps in flight.
+    pub depth: u64,
+    /// Requests of the whole run.
+    pub requests: u64,
+    /// Size of the device.
+    pub size_bytes: u64,
+    /// Size of the template.
+    pub template_bytes: u64,
+    /// The quota.
+    pub quota_bytes: u64,
+    /// Most of the requests go to this many blocks.
+    pub hot_blocks: u64,
+    /// The longest payload.
+    pub length_max: u64,
+    /// Whether ranges are whole blocks: 0 never, 100 always.
+    pub aligned_percent: u64,
+    /// How much a client likes READ, WRITE, TRIM, WRITE_ZEROES, FLUSH, CACHE, and nonsense.
+    pub weights: [u64; 7],
+    /// Room of a pipe from the client, and to it.
+    pub pipe_bytes: [u64; 2],
+    /// Longest delay of an operation, in steps.
+    pub delay_steps: u64,
+    /// Operations that do not complete before the faults stop.
+    pub never_percent: u64,
+    /// Operations on files that fail.
+    pub fault_percent: u64,
+    /// Growths of the data file that fail.
+    pub full_percent: u64,
+    /// Steps in ten thousand at which a connection is reset, or its client leaves.
+    pub reset_per_10k: u64,
+    /// Clients that do not read replies before the faults stop.
+    pub deaf_percent: u64,
+    /// The session's bounds.
+    pub limits: Limits,
+    /// Whether the time may jump past deadlines.
+    pub jumps: bool,
+}
+
+impl Swarm {
+    /// Draws one.
+    pub fn draw(tape: &mut Tape) -> Self {
+        const LANE: Lane = Lane::Swarm;
+        let blocks = *tape.pick(LANE, &[1, 2, 3, 8, 32, 64, 200, 600]);
+        let tail = *tape.pick(LANE, &[0, 0, 1, 511, 512, 2048, 4095]);
+        let size_bytes = blocks * 4096 + tail;
+        let template_bytes = match tape.draw(LANE, 4) {
+            0 => 0,
+            1 => size_bytes,
+            _ => tape.draw(LANE, size_bytes + 1),
+        };
+        let quota_bytes = match tape.draw(LANE, 3) {
+            0 => tape.draw(LANE, size_bytes + 1),
+            _ => u64::MAX,
+        };
+        let faults = tape.chance(LANE, 60);
+        let percent = |tape: &mut Tape, most: u64| {
+            let drawn = tape.draw(LANE, most + 1);
+            if faults { drawn } else { 0 }
+        };
+        let limits = Limits {
+            requests_max: *tape.pick(LANE, &[1, 2, 5, 16, 128, 256]),
+            staging_bytes: *tape.pick(LANE, &[8208, 9000, 16 << 10, 64 << 10, 256 << 10]),
+            direct_bytes_min: *tape.pick(LANE, &[0, 100, 5000, 32 << 10, 1 << 20]),
+            unsent_bytes_max: *tape.pick(LANE, &[1, 4096, 64 << 10, 1 << 20]),
+            handshake_time_max: Duration::from_secs(10),
+            stall_time_max: Duration::from_secs(60),
+            drain_time_max: Duration::from_secs(5),
+        };
+        Self {
+            connections: tape.between(LANE, 1, 8),
+            depth: *tape.pick(LANE, &[1, 2, 4, 16, 128]),
+            requests: tape.between(LANE, 20, 160),
+            size_bytes,
+            template_bytes,
+            quota_bytes,
+            hot_blocks: *tape.pick(LANE, &[1, 2, 4, 1000]),
+            length_max: *tape.pick(LANE, &[600, 4096, 20_000, 300_000]),
+            aligned_percent: *tape.pick(LANE, &[0, 50, 90, 100]),
+            weights: std::array::from_fn(|_| *tape.pick(LANE, &[0, 1, 1, 4, 12])),
+            pipe_bytes: std::array::from_fn(|_| *tape.pick(LANE, &[40, 1000, 5000, 100_000])),
+            delay_steps: *tape.pick(LANE, &[0, 3, 30, 300]),
+            never_percent: percent(tape, 8),
+            fault_percent: percent(tape, 15),
+            full_percent: if tape.chance(LANE, 30) { percent(tape, 100) } else { 0 },
+            reset_per_10k: percent(tape, 40),
+            deaf_percent: percent(tape, 40),
+            limits,
+            jumps: tape.chance(LANE, 10) && faults,
+        }
+    }
+}
