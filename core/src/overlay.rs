@@ -114,9 +114,9 @@ impl Extent {
 pub struct Grant {
     /// Blocks the quota was charged.
     charge: u64,
-    /// Reservations of the map that its slots were taken from.
-    using: u64,
-    /// Reservations it is about to make.
+    /// Blocks that had space set aside, which its slots have used up.
+    used: u64,
+    /// Blocks for which it is about to set space aside.
     setting: u64,
 }
 
@@ -156,7 +156,6 @@ pub struct Overlay {
     slots: SlotTable,
     /// The sum of all grants that were not yet given back.
     charged: u64,
-    using: u64,
     setting: u64,
     epoch: Epoch,
     dropped: VecDeque<(Epoch, Dropped)>,
@@ -194,7 +193,6 @@ impl Overlay {
             config,
             slots: SlotTable::default(),
             charged: 0,
-            using: 0,
             setting: 0,
             epoch: Epoch(1),
             dropped: VecDeque::new(),
@@ -327,35 +325,55 @@ impl Overlay {
     ) -> Result<Reserve, Errno> {
         let count = extent.slots();
         let in_slots = self.tally_of_slots(extent);
-        let mut grant = Grant { charge: count - in_slots.provisioned(), using: in_slots.reserved, setting: 0 };
+        // Blocks with space set aside use that up: their slots come out of it.
+        let mut grant =
+            Grant { charge: count - in_slots.slots, used: in_slots.reserved, setting: 0 };
         if extent.provision {
             let in_zero = self.map.tally_in(extent.zero.clone());
             let zero = extent.zero.end - extent.zero.start;
             grant.charge += zero - in_zero.provisioned();
             grant.setting = zero - in_zero.reserved;
         }
-        self.check_quota(grant.charge)?;
-        // Blocks with space set aside may use it up; others must leave it alone.
-        let spoken_for = (self.map.tally().reserved + self.setting + grant.setting)
-            .saturating_sub(self.using + grant.using);
+        self.check_quota(grant.charge - grant.used)?;
+        // What is set aside for other blocks must be left alone.
+        let spoken_for = self.map.tally().reserved - grant.used + self.setting + grant.setting;
         if (count > 0 || grant.setting > 0) && !self.available(spoken_for + count) {
             return self.ask_growth(spoken_for + count, key).map(|()| Reserve::Wait);
         }
         let count = u32::try_from(count).expect("bounded by the longest payload");
         self.growth.denied.retain(|denied| *denied != key);
+        if grant.used > 0 {
+            self.mark_zero(extent, Entry::ZeroProvisioned, Uniform::Zero, u64::MAX);
+        }
         self.slots.take(count, runs);
         self.charged += grant.charge;
-        self.using += grant.using;
         self.setting += grant.setting;
         Ok(Reserve::Granted(grant))
     }
 
     /// Gives back slots that no map ever named, and what was set aside.
-    pub fn release(&mut self, runs: &mut Vec<Run>, grant: Grant) {
+    pub fn release(&mut self, extent: &Extent, runs: &mut Vec<Run>, grant: Grant) {
         for run in runs.drain(..) {
             self.slots.release(run);
         }
         self.give_back(grant);
+        if grant.used > 0 {
+            // The slots that came out of what was set aside are free again: set it aside again.
+            self.mark_zero(extent, Entry::Zero, Uniform::ZeroProvisioned, grant.used);
+        }
+    }
+
+    /// Turns blocks of an extent that get slots from one kind of zero into the other, `most` of them.
+    fn mark_zero(&mut self, extent: &Extent, from: Entry, to: Uniform, mut most: u64) {
+        for part in extent.parts() {
+            for block in part {
+                if most > 0 && self.map.entry(block) == from {
+                    let nothing = &mut |_| unreachable!("zero has no slots");
+                    self.map.fill(block..block + 1, to, nothing, &mut Dropped::new());
+                    most -= 1;
+                }
+            }
+        }
     }
 
     /// Makes a request visible as a whole: the blocks of `extent` are the slots of `runs` in order,
@@ -437,7 +455,6 @@ impl Overlay {
             *total = total.checked_sub(part).expect("a grant is given back once");
         };
         less(&mut self.charged, grant.charge);
-        less(&mut self.using, grant.using);
         less(&mut self.setting, grant.setting);
     }
 

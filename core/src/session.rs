@@ -845,7 +845,7 @@ impl Session {
         let grant = request.grant.expect("only what was admitted is published");
         let mut runs = core::mem::take(&mut request.runs);
         let outcome = if request.error.is_some() {
-            overlay.release(&mut runs, grant);
+            overlay.release(&request.extent, &mut runs, grant);
             Ok(())
         } else {
             overlay.publish(&request.extent, &mut runs, grant, request.predecessors())
@@ -855,7 +855,7 @@ impl Session {
             Ok(()) => {}
             Err(Conflict::NoSpace) => {
                 request.error = Some(Errno::NoSpace);
-                overlay.release(&mut request.runs, grant);
+                overlay.release(&request.extent, &mut request.runs, grant);
             }
             Err(Conflict::Replaced(_)) => {
                 // Another client wrote its part of the block meanwhile. Both must win.
@@ -1077,7 +1077,7 @@ impl Session {
     fn give_back(&mut self, index: u16, overlay: &mut Overlay) {
         let request = self.table.get_mut(index);
         let grant = request.grant.take().expect("something to give back");
-        overlay.release(&mut request.runs, grant);
+        overlay.release(&request.extent, &mut request.runs, grant);
         self.table.remove(index);
     }
 
