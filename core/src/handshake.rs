@@ -116,12 +116,12 @@ impl Handshake {
 
     /// An option longer than anything we understand: skipped if bearable (H7), never buffered.
     fn refuse_long(&mut self, option: u32, length: u32, replies: &mut Vec<u8>) -> Step {
-        if length > OPTION_SKIP_BYTES_MAX || option == wire::OPT_EXPORT_NAME {
-            return Step::Close(CloseReason::OptionTooLong);
-        }
         let mut answer = Answer { option, replies, no_zeroes: self.no_zeroes };
         match option {
             wire::OPT_ABORT => return answer.abort(),
+            _ if length > OPTION_SKIP_BYTES_MAX => return Step::Close(CloseReason::OptionTooLong),
+            // E1: it has no error reply.
+            wire::OPT_EXPORT_NAME => return Step::Close(CloseReason::OptionTooLong),
             wire::OPT_LIST | wire::OPT_INFO | wire::OPT_GO => {
                 answer.error(wire::REP_ERR_TOO_BIG, b"the option is longer than 8192 bytes");
             }
