@@ -9,6 +9,7 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use crate::error::Errno;
+use crate::limits::{BLOCK_BYTES, Limits};
 use crate::overlay::{Segment, Source};
 use crate::wire::{SIMPLE_REPLY_BYTES, simple_reply};
 
@@ -55,12 +56,17 @@ pub(crate) struct Outbox {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct ReplyBegun;
 
-/// A spill is kept for the next slow moment if it is no larger than this.
-const SPILL_BYTES_KEPT: usize = 1 << 20;
+/// A spill is kept for the next slow moment if it is no larger than this: as large as it gets when
+/// no payload is longer than 1 MiB.
+const SPILL_BYTES_KEPT: usize = 2 << 20;
 
 impl Outbox {
-    pub(crate) fn new(requests_max: u16) -> Self {
-        Self { pieces: VecDeque::with_capacity(usize::from(requests_max) * 2), ..Self::default() }
+    /// An outbox that needs no more memory while payloads are no longer than the unsent-bytes limit:
+    /// that many bytes may wait, and one payload more, each block of them a piece.
+    pub(crate) fn new(limits: &Limits) -> Self {
+        let blocks = (limits.unsent_bytes_max / BLOCK_BYTES) as usize;
+        let pieces = 2 * (blocks + 1) + 2 * usize::from(limits.requests_max);
+        Self { pieces: VecDeque::with_capacity(pieces), ..Self::default() }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -187,18 +193,20 @@ impl Outbox {
         all: bool,
         read: &mut impl FnMut(Source, &mut [u8]) -> Result<(), Errno>,
     ) -> Result<bool, ReplyBegun> {
+        let wanted = |piece: &Piece| {
+            let Body::Source(source) = piece.body else { return None };
+            (is_mutable(&piece.body) || (all && source != Source::Zero)).then_some(source)
+        };
+        let pieces = self.pieces.iter().filter(|piece| wanted(piece).is_some());
+        let total: u64 = pieces.map(|piece| piece.length).sum();
+        if self.spill.try_reserve_exact(total as usize).is_err() {
+            return Ok(false);
+        }
         for index in 0..self.pieces.len() {
-            let Some(piece) = self.pieces.get_mut(index) else { break };
-            let Body::Source(source) = piece.body else { continue };
-            let wanted = is_mutable(&piece.body) || (all && source != Source::Zero);
-            if !wanted {
-                continue;
-            }
+            let piece = &mut self.pieces[index];
+            let Some(source) = wanted(piece) else { continue };
             let at = self.spill.len();
             let length = piece.length as usize;
-            if self.spill.try_reserve(length).is_err() {
-                return Ok(false);
-            }
             self.spill.resize(at + length, 0);
             if let Err(error) = read(source, &mut self.spill[at..]) {
                 self.spill.truncate(at);

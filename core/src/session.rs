@@ -253,7 +253,7 @@ impl Session {
         let longest_option = wire::OPTION_HEADER_BYTES as u32 + OPTION_BYTES_MAX;
         assert!(limits.staging_bytes >= longest_option, "an option fits the staging buffer");
         assert!(limits.requests_max > 0);
-        let mut outbox = Outbox::new(limits.requests_max);
+        let mut outbox = Outbox::new(&limits);
         let handshake = Handshake::new(&mut outbox.preface);
         let deadline = now.after(limits.handshake_time_max);
         let capacity = usize::from(limits.requests_max);
