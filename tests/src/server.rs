@@ -157,8 +157,13 @@ impl Server {
     }
 
     /// Stops it by SIGTERM; it must drain, exit with 0, and have left its template as it was.
-    pub fn stop(mut self) {
+    pub fn stop(self) {
         self.signal(libc::SIGTERM);
+        self.stop_after_signal();
+    }
+
+    /// The same, when the signal has been sent.
+    pub fn stop_after_signal(mut self) {
         let status = self.wait(Duration::from_secs(15));
         assert!(status.success(), "the server ended with {status}: {}", self.log());
         let log = self.log();

@@ -1,0 +1,273 @@
+//! The command as its users and supervisors meet it: start, refusals, signals, several devices.
+
+use std::fs;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use glassine_tests::client::{Client, READ};
+use glassine_tests::server::{Server, glassine, make_image, scratch, text, tool};
+
+/// Runs `glassine serve`, which is to refuse; answers what it said.
+fn refused(arguments: &[&str], code: i32) -> String {
+    let mut command = Command::new("timeout");
+    command.arg("10").arg(glassine()).arg("serve").args(arguments);
+    let output: Output = command.output().expect("coreutils are installed");
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
+    assert!(!said.contains("panicked"), "{said}");
+    said
+}
+
+/// The refusal is one sentence that holds all of these.
+fn says(said: &str, parts: &[&str]) {
+    let line = said.lines().find(|line| line.starts_with("glassine: ")).unwrap_or_default();
+    for part in parts {
+        assert!(line.contains(part), "{part:?} is missing in: {said}");
+    }
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().expect("UTF-8")
+}
+
+#[test]
+fn templates_that_cannot_be_served_are_named() {
+    let directory = scratch();
+    let listen = format!("unix:{}", directory.path().join("x").display());
+    let missing = directory.path().join("missing.img");
+    let said = refused(&["--template", path(&missing), "--listen", &listen], 1);
+    says(&said, &[path(&missing), "No such file", "name a readable raw disk image"]);
+    let empty = directory.path().join("empty.img");
+    fs::write(&empty, b"").expect("scratch is writable");
+    let said = refused(&["--template", path(&empty), "--listen", &listen], 1);
+    says(&said, &[path(&empty), "is empty", "--size"]);
+    let said = refused(&["--template", path(directory.path()), "--listen", &listen], 1);
+    says(&said, &["is a directory"]);
+    let image = directory.path().join("t.img");
+    make_image(&image, 10_000, 1);
+    let said = refused(&["--template", path(&image), "--size", "9999", "--listen", &listen], 1);
+    says(&said, &["9999", "10000", "--size"]);
+    assert!(!directory.path().join("x").exists(), "a refusal leaves no socket behind");
+}
+
+#[test]
+fn wrong_arguments_are_explained() {
+    refused(&["--listen", "unix:/tmp/x"], 2);
+    refused(&["--size", "1G"], 2);
+    assert!(refused(&["--size", "much", "--listen", "unix:/tmp/x"], 2).contains("512M"));
+    assert!(refused(&["--size", "1G", "--listen", "/tmp/x"], 2).contains("unix:PATH"));
+    assert!(refused(&["--size", "1G", "--listen", "unix:/tmp/x", "--sise", "2"], 2).contains("--sise"));
+    let said = refused(&["--size", "0", "--listen", "unix:/tmp/glassine-no-size"], 1);
+    says(&said, &["no size"]);
+}
+
+#[test]
+fn a_sheet_has_one_owner_and_one_template() {
+    let directory = scratch();
+    let (one, other) = (directory.path().join("1.img"), directory.path().join("2.img"));
+    make_image(&one, 10_000, 1);
+    make_image(&other, 10_000, 2);
+    let sheet = directory.path().join("sheet");
+    let server = Server::over(&one, &["--sheet", path(&sheet)]);
+    let listen = format!("unix:{}", directory.path().join("x").display());
+    let said =
+        refused(&["--template", path(&one), "--sheet", path(&sheet), "--listen", &listen], 1);
+    says(&said, &[path(&sheet), "in use", &server.pid().to_string(), "another --sheet"]);
+    server.stop();
+    let said =
+        refused(&["--template", path(&other), "--sheet", path(&sheet), "--listen", &listen], 1);
+    says(&said, &[path(&sheet), path(&one), path(&other), "another --sheet"]);
+    make_image(&one, 10_001, 1);
+    let said =
+        refused(&["--template", path(&one), "--sheet", path(&sheet), "--listen", &listen], 1);
+    says(&said, &["10000", "10001"]);
+    fs::write(sheet.join("sheet.json"), b"nonsense").expect("the sheet is writable");
+    let said =
+        refused(&["--template", path(&one), "--sheet", path(&sheet), "--listen", &listen], 1);
+    says(&said, &["sheet.json", "cannot be read"]);
+}
+
+#[test]
+fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
+    let directory = scratch();
+    let socket = directory.path().join("x");
+    let listen = format!("unix:{}", socket.display());
+    drop(UnixListener::bind(&socket).expect("scratch is writable"));
+    assert!(socket.exists(), "a process that is gone leaves its socket");
+    let mut command = Command::new(glassine());
+    command.args(["serve", "--size", "1M", "--listen", &listen]);
+    let home = scratch();
+    command.args(["--listen", &format!("unix:{}", home.path().join("x.sock").display())]);
+    let server = Server::spawn(command, home);
+    assert_eq!(Client::open(&socket).read(0, 16), [0; 16]);
+    let said = refused(&["--size", "1M", "--listen", &listen], 1);
+    says(&said, &[path(&socket), "another process listens there"]);
+    assert_eq!(Client::open(&socket).read(0, 16), [0; 16], "the live one is unharmed");
+    server.stop();
+    assert!(!socket.exists(), "all sockets go with the server");
+    let file = directory.path().join("file");
+    fs::write(&file, b"precious").expect("scratch is writable");
+    let said = refused(&["--size", "1M", "--listen", &format!("unix:{}", file.display())], 1);
+    says(&said, &[path(&file), "no socket"]);
+    assert_eq!(fs::read(&file).expect("still there"), b"precious");
+}
+
+#[test]
+fn a_taken_port_is_an_error_and_tcp_is_served() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback");
+    let port = taken.local_addr().expect("bound").port();
+    let listen = format!("tcp:127.0.0.1:{port}");
+    let said = refused(&["--size", "1M", "--listen", &listen], 1);
+    says(&said, &[&listen, "taken"]);
+    drop(taken);
+    let server = Server::blank("1M", &["--listen", &listen]);
+    let size = tool("nbdinfo", &["--size", &format!("nbd://127.0.0.1:{port}")]);
+    assert_eq!(size.trim(), (1 << 20).to_string());
+    server.stop();
+}
+
+#[test]
+fn a_configuration_serves_several_devices_and_rejects_what_it_does_not_know() {
+    let directory = scratch();
+    let at = |name: &str| directory.path().join(name);
+    make_image(&at("t.img"), 1 << 20, 1);
+    let listen = format!("listen = ['unix:{}']\n", at("x.sock").display());
+    let template = at("t.img");
+    let template = path(&template);
+    let devices = format!(
+        "[[device]]\nexport = 'a'\ntemplate = '{template}'\ndescription = 'the first'\n\
+         [[device]]\nexport = 'b'\ntemplate = '{template}'\nsheet = '{}'\nquota = '1M'\n\
+         [[device]]\nexport = 'c'\nsize = '5M'\n",
+        at("sheet-b").display()
+    );
+    let config = at("glassine.toml");
+    fs::write(&config, listen.clone() + &devices).expect("scratch is writable");
+    let mut command = Command::new(glassine());
+    command.args(["serve", "--config", path(&config)]);
+    // The server's socket is where the harness looks for it.
+    let server = Server::spawn(command, directory);
+    let printed = tool("nbdinfo", &["--list", "--json", &server.uri()]);
+    let list: serde_json::Value = serde_json::from_str(&printed).expect("JSON");
+    let exports = list["exports"].as_array().expect("a list");
+    let names: Vec<_> = exports.iter().map(|one| one["export-name"].as_str()).collect();
+    assert_eq!(names, [Some("a"), Some("b"), Some("c")]);
+    assert_eq!(exports[0]["description"], "the first");
+    assert_eq!(exports[2]["export-size"], 5 << 20);
+    // Two devices over one template do not see each other's writes.
+    let open = |name: &str| {
+        let mut client = Client::connect(&server.socket());
+        client.greet(3);
+        client.go(name);
+        client
+    };
+    let (mut a, mut b) = (open("a"), open("b"));
+    let before = b.read(0, 4096);
+    assert_eq!(a.write(0, &[0x5a; 4096]), 0);
+    assert_eq!(a.read(0, 4096), [0x5a; 4096]);
+    assert!(b.read(0, 4096) == before);
+    drop((a, b));
+    let other = scratch();
+    let bad = other.path().join("bad.toml");
+    for (text, parts) in [
+        (listen.clone() + "qutoa = 1\n" + &devices, "qutoa"),
+        (listen.clone() + "[[device]]\nsize = '1M'\nqutoa = '1M'\n", "qutoa"),
+        (listen.clone() + "[[device]]\nsize = '1M'\n[[device]]\nsize = '2M'\n", "there twice"),
+        (listen.clone() + "[[device]]\nexport = 'x'\n", "neither template nor size"),
+        ("listen = ['/x']\n".to_owned() + &devices, "unix:PATH"),
+    ] {
+        fs::write(&bad, text).expect("scratch is writable");
+        let said = refused(&["--config", path(&bad)], 1);
+        assert!(said.contains(parts), "{parts:?} is missing in: {said}");
+    }
+    server.stop();
+}
+
+#[test]
+fn sigterm_answers_what_is_in_flight_and_a_second_one_aborts() {
+    let server = Server::blank("64M", &[]);
+    let mut client = Client::open(&server.socket());
+    for cookie in 0..50 {
+        client.request(0, READ, cookie, 0, 1 << 20);
+    }
+    client.flush();
+    // The server has taken the requests when it has begun to answer.
+    assert_eq!(client.reply().error, 0);
+    client.take(1 << 20);
+    server.signal(libc::SIGTERM);
+    for _ in 1..50 {
+        assert_eq!(client.reply().error, 0);
+        client.take(1 << 20);
+    }
+    assert!(client.is_closed());
+    server.stop_after_signal();
+
+    let mut server = Server::blank("64M", &[]);
+    let mut deaf = Client::open(&server.socket());
+    for cookie in 0..50 {
+        deaf.request(0, READ, cookie, 0, 4 << 20);
+    }
+    deaf.flush();
+    std::thread::sleep(Duration::from_millis(200));
+    server.signal(libc::SIGTERM);
+    std::thread::sleep(Duration::from_millis(200));
+    server.signal(libc::SIGTERM);
+    assert_eq!(server.wait(Duration::from_secs(2)).code(), Some(3));
+}
+
+#[test]
+fn a_client_that_takes_nothing_does_not_hold_up_the_end() {
+    let server = Server::blank("64M", &[]);
+    let mut deaf = Client::open(&server.socket());
+    for cookie in 0..50 {
+        deaf.request(0, READ, cookie, 0, 4 << 20);
+    }
+    deaf.flush();
+    std::thread::sleep(Duration::from_millis(200));
+    // Within the limit for draining, and with exit code 0.
+    server.stop();
+}
+
+#[test]
+fn a_template_that_shrinks_costs_an_error_and_nothing_else() {
+    let directory = scratch();
+    let image = directory.path().join("t.img");
+    make_image(&image, 4 << 20, 1);
+    let server = Server::blank("4M", &["--template", path(&image)]);
+    let mut client = Client::open(&server.socket());
+    let first = client.read(0, 4096);
+    fs::OpenOptions::new().write(true).open(&image).expect("writable").set_len(1 << 20).expect("shrinks");
+    assert_eq!(client.ask(0, READ, 2 << 20, 4096), 5, "EIO, and no SIGBUS");
+    assert_eq!(client.ask(0, READ, 0, 4 << 20), 5);
+    assert_eq!(client.read(0, 4096), first, "the connection goes on");
+    assert_eq!(client.write(2 << 20, &[1; 4096]), 0, "writing needs no template");
+    assert_eq!(client.read(2 << 20, 4096), [1; 4096]);
+    assert!(server.log().contains("shorter"), "{}", server.log());
+    server.stop();
+}
+
+#[test]
+fn a_full_disk_is_enospc_and_goes_away_with_its_cause() {
+    let directory = scratch();
+    let mount = directory.path().join("small");
+    fs::create_dir(&mount).expect("scratch is writable");
+    tool("mount", &["-t", "tmpfs", "-o", "size=8M", "none", path(&mount)]);
+    let server = Server::blank("64M", &["--sheet", path(&mount.join("sheet"))]);
+    let mut client = Client::open(&server.socket());
+    let mut written = 0u64;
+    while client.write(written, &[7; 64 << 10]) == 0 {
+        written += 64 << 10;
+        assert!(written < 8 << 20, "the disk has an end");
+    }
+    assert!(written >= 5 << 20, "the disk was used: {written}");
+    assert_eq!(client.write(written, &[7; 64 << 10]), 28, "ENOSPC");
+    // Reads, trims and zeroes are served; and a write again, once there is room.
+    assert!(client.read(0, 1 << 20).iter().all(|byte| *byte == 7));
+    assert_eq!(client.ask(0, glassine_tests::client::TRIM, 0, 1 << 20), 0);
+    assert_eq!(client.write(written, &[8; 64 << 10]), 0, "trimmed space is used again");
+    assert!(client.read(written, 64 << 10).iter().all(|byte| *byte == 8));
+    assert!(client.read(1 << 20, 1 << 20).iter().all(|byte| *byte == 7));
+    server.stop();
+    tool("umount", &[path(&mount)]);
+}
