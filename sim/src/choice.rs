@@ -33,7 +33,7 @@ pub struct Tape {
 #[derive(Debug, Clone)]
 enum Source {
     Seeded(Box<[ChaCha8Rng; LANES]>),
-    Recorded { bytes: Vec<u8>, at: usize },
+    Recorded { bytes: Vec<u8>, at: usize, rest: Box<ChaCha8Rng> },
 }
 
 impl Tape {
@@ -48,10 +48,12 @@ impl Tape {
         Self { source: Source::Seeded(Box::new(std::array::from_fn(lane))), draws: 0 }
     }
 
-    /// Choices from bytes; when they are used up, every choice is the first.
+    /// Choices from bytes. When they are used up, the rest comes from a fixed seed: a world in which
+    /// the first thing that can happen always does would starve everything else.
     #[must_use]
     pub fn recorded(bytes: Vec<u8>) -> Self {
-        Self { source: Source::Recorded { bytes, at: 0 }, draws: 0 }
+        let rest = Box::new(ChaCha8Rng::seed_from_u64(0));
+        Self { source: Source::Recorded { bytes, at: 0, rest }, draws: 0 }
     }
 
     /// How many choices were drawn.
@@ -66,7 +68,10 @@ impl Tape {
         self.draws += 1;
         match &mut self.source {
             Source::Seeded(lanes) => lanes[lane as usize].random_range(0..below),
-            Source::Recorded { bytes, at } => {
+            Source::Recorded { bytes, at, rest } if *at >= bytes.len() => {
+                rest.random_range(0..below)
+            }
+            Source::Recorded { bytes, at, .. } => {
                 let mut value = 0u64;
                 let mut span = 1u64;
                 while span < below {
@@ -122,10 +127,13 @@ mod tests {
     }
 
     #[test]
-    fn a_recorded_tape_ends_in_first_choices() {
-        let mut tape = Tape::recorded(vec![5, 1, 2]);
-        assert_eq!(tape.draw(Lane::Net, 10), 5);
-        assert_eq!(tape.draw(Lane::Net, 1000), 0x0102);
-        assert_eq!(tape.draw(Lane::Net, 10), 0);
+    fn a_recorded_tape_is_followed_by_fixed_choices() {
+        let draw = || {
+            let mut tape = Tape::recorded(vec![5, 1, 2]);
+            assert_eq!(tape.draw(Lane::Net, 10), 5);
+            assert_eq!(tape.draw(Lane::Net, 1000), 0x0102);
+            (0..20).map(|_| tape.draw(Lane::Net, 10)).collect::<Vec<_>>()
+        };
+        assert_eq!(draw(), draw());
     }
 }

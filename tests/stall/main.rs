@@ -1,10 +1,13 @@
 //! What a stalled client costs another: measured alone, so that nothing else disturbs the figures.
 
-use std::time::Duration;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use glassine_tests::client::{Client, READ, WRITE};
 use glassine_tests::load::{Load, Pattern, make_template};
-use glassine_tests::server::{Server, scratch};
+use glassine_tests::server::{Server, glassine, scratch, tool};
 
 const ROUNDS: usize = 9;
 const SPAN: u64 = 64 << 20;
@@ -29,6 +32,12 @@ fn stall(server: &Server) -> Vec<Client> {
     stalled
 }
 
+/// The tests here measure: they must not run side by side.
+fn alone() -> std::sync::MutexGuard<'static, ()> {
+    static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
 fn median(mut figures: Vec<u32>) -> u32 {
     figures.sort_unstable();
     figures[figures.len() / 2]
@@ -36,6 +45,7 @@ fn median(mut figures: Vec<u32>) -> u32 {
 
 #[test]
 fn stalled_clients_do_not_delay_another() {
+    let _alone = alone();
     let directory = scratch();
     let template = directory.path().join("t.img");
     make_template(&template, 2 * SPAN, 1);
@@ -68,4 +78,100 @@ fn stalled_clients_do_not_delay_another() {
     // A server that stalls takes milliseconds at least, whatever the noise is.
     assert!(with < without + 2000, "stalled clients delay another: {without} -> {with}");
     server.stop();
+}
+
+/// A file whose every read takes 300 ms: nbdkit's delay behind a FUSE mount.
+struct SlowFile {
+    mount: Child,
+    path: PathBuf,
+}
+
+impl SlowFile {
+    fn new(directory: &Path) -> Self {
+        let path = directory.join("slow.img");
+        fs::write(&path, b"").expect("scratch is writable");
+        let nbdkit = ["nbdkit", "--exit-with-parent", "-f", "--filter=delay", "pattern", "64M", "rdelay=300ms"];
+        let mut command = Command::new("nbdfuse");
+        command.arg(&path).arg("[").args(nbdkit).arg("]").stdin(Stdio::null());
+        let mount = command.spawn().expect("nbdfuse is installed by tests/setup");
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while fs::metadata(&path).is_ok_and(|file| file.len() == 0) {
+            assert!(Instant::now() < deadline, "nbdfuse does not mount {}", path.display());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Self { mount, path }
+    }
+}
+
+impl Drop for SlowFile {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.path).stderr(Stdio::null()).status();
+        let _ = self.mount.kill();
+        let _ = self.mount.wait();
+    }
+}
+
+#[test]
+fn a_cold_template_delays_only_who_reads_it() {
+    let _alone = alone();
+    let directory = scratch();
+    let slow = SlowFile::new(directory.path());
+    let home = scratch();
+    let config = home.path().join("glassine.toml");
+    let text = format!(
+        "listen = ['unix:{}']\nworkers = 1\n[[device]]\nexport = 'slow'\ntemplate = '{}'\n\
+         [[device]]\nexport = 'quick'\nsize = '64M'\n",
+        home.path().join("x.sock").display(),
+        slow.path.display()
+    );
+    fs::write(&config, text).expect("scratch is writable");
+    let mut command = Command::new(glassine());
+    command.arg("serve").arg("--config").arg(&config);
+    let server = Server::spawn(command, home);
+    let open = |name: &str| {
+        let mut client = Client::connect(&server.socket());
+        client.greet(3);
+        client.go(name);
+        client
+    };
+    // One worker serves them all: what blocks it, blocks everybody.
+    let (mut cold, mut partial, mut quick) = (open("slow"), open("slow"), open("quick"));
+    let worst = |quick: &mut Client, time: Duration| {
+        let (began, mut worst, mut count) = (Instant::now(), Duration::ZERO, 0u32);
+        while began.elapsed() < time {
+            let sent = Instant::now();
+            quick.read(0, 4096);
+            worst = worst.max(sent.elapsed());
+            count += 1;
+        }
+        assert!(count > 500, "the quick device was read {count} times");
+        worst
+    };
+    let without = worst(&mut quick, Duration::from_millis(500));
+    let began = Instant::now();
+    for cookie in 0..3 {
+        // Far apart, so that readahead does not help.
+        cold.request(0, READ, cookie, cookie * (20 << 20) + (1 << 20), 4096);
+    }
+    cold.flush();
+    // A write of half a block has to read the other half.
+    partial.write_with(1, 50 << 20, 100, |bytes| bytes.fill(7));
+    partial.flush();
+    let with = worst(&mut quick, Duration::from_millis(250));
+    for _ in 0..3 {
+        let reply = cold.reply();
+        assert_eq!(reply.error, 0);
+        let bytes = cold.take(4096).to_vec();
+        // nbdkit's pattern: every eight bytes are their own offset.
+        let offset = reply.cookie * (20 << 20) + (1 << 20);
+        assert_eq!(bytes[..8], offset.to_be_bytes());
+    }
+    assert!(began.elapsed() >= Duration::from_millis(300), "the template was cold");
+    assert_eq!(partial.reply().error, 0);
+    assert_eq!(partial.read(50 << 20, 100), [7; 100]);
+    assert_eq!(partial.read((50 << 20) + 104, 8), ((50u64 << 20) + 104).to_be_bytes());
+    println!("slowest reply without a cold template {without:?}, with one {with:?}");
+    assert!(with < Duration::from_millis(150), "a cold template stalls others: {with:?}");
+    server.stop();
+    tool("umount", &[&slow.path]);
 }
