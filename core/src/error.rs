@@ -77,7 +77,9 @@ impl fmt::Display for CloseReason {
             Self::EndedMidRequest => "the client closed the connection in the middle of a request",
             Self::ConnectionLost => "the connection broke",
             Self::Drained => "the server is shutting down; every request was answered",
-            Self::DrainTimedOut => "the server is shutting down; the client did not take its replies",
+            Self::DrainTimedOut => {
+                "the server is shutting down; the client did not take its replies"
+            }
             Self::HandshakeTimedOut => "the client did not finish the handshake in time",
             Self::Stalled => "the client stopped sending in the middle of a request",
             Self::UnknownClientFlags => "the client set handshake flags that were not offered",

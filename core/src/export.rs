@@ -30,10 +30,7 @@ impl Export {
         if self.read_only {
             always | wire::FLAG_READ_ONLY
         } else {
-            always
-                | wire::FLAG_SEND_TRIM
-                | wire::FLAG_SEND_WRITE_ZEROES
-                | wire::FLAG_SEND_FAST_ZERO
+            always | wire::FLAG_SEND_TRIM | wire::FLAG_SEND_WRITE_ZEROES | wire::FLAG_SEND_FAST_ZERO
         }
     }
 }

@@ -89,12 +89,7 @@ impl Handshake {
         (wire::CLIENT_FLAGS_BYTES, Step::Again)
     }
 
-    fn option(
-        &mut self,
-        bytes: &[u8],
-        catalog: &Catalog,
-        replies: &mut Vec<u8>,
-    ) -> (usize, Step) {
+    fn option(&mut self, bytes: &[u8], catalog: &Catalog, replies: &mut Vec<u8>) -> (usize, Step) {
         const HEADER: usize = wire::OPTION_HEADER_BYTES;
         if bytes.len() < HEADER {
             return (0, Step::Wait);

@@ -444,10 +444,7 @@ impl Overlay {
     fn tally_of_slots(&self, extent: &Extent) -> Tally {
         let [before, behind] = extent.parts();
         let (before, behind) = (self.map.tally_in(before), self.map.tally_in(behind));
-        Tally {
-            slots: before.slots + behind.slots,
-            reserved: before.reserved + behind.reserved,
-        }
+        Tally { slots: before.slots + behind.slots, reserved: before.reserved + behind.reserved }
     }
 
     fn give_back(&mut self, grant: Grant) {
@@ -535,8 +532,10 @@ impl Overlay {
             }
         });
         // An overcommitted reservation would break the promise that a later write finds a slot.
-        assert!(u64::from(counts.free) + u64::from(counts.displaced) + u64::from(counts.filling)
-            >= self.map.tally().reserved);
+        assert!(
+            u64::from(counts.free) + u64::from(counts.displaced) + u64::from(counts.filling)
+                >= self.map.tally().reserved
+        );
         assert!(self.map.tally().provisioned() <= self.quota_blocks);
     }
 

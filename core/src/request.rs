@@ -129,10 +129,17 @@ impl Request {
 
     fn whole_blocks(&self, size_bytes: u64) -> Range<u64> {
         let start = self.bytes.start.div_ceil(BLOCK);
-        let end =
-            if self.bytes.end == size_bytes { size_bytes.div_ceil(BLOCK) } else { self.bytes.end / BLOCK };
+        let end = if self.bytes.end == size_bytes {
+            size_bytes.div_ceil(BLOCK)
+        } else {
+            self.bytes.end / BLOCK
+        };
         // An empty range lies at the end of what there is, so that it cuts nothing in two.
-        if start < end { start..end } else { self.bytes.end.div_ceil(BLOCK)..self.bytes.end.div_ceil(BLOCK) }
+        if start < end {
+            start..end
+        } else {
+            self.bytes.end.div_ceil(BLOCK)..self.bytes.end.div_ceil(BLOCK)
+        }
     }
 
     fn find_edges(&mut self) {

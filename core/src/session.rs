@@ -208,10 +208,20 @@ pub struct Session {
 
 #[derive(Debug)]
 enum Phase {
-    Handshake { handshake: Handshake, deadline: Instant },
+    Handshake {
+        handshake: Handshake,
+        deadline: Instant,
+    },
     /// An export is chosen; the driver attaches the device.
-    Entering { size_bytes: u64, read_only: bool },
-    Transmission { size_bytes: u64, read_only: bool, pins: Pins },
+    Entering {
+        size_bytes: u64,
+        read_only: bool,
+    },
+    Transmission {
+        size_bytes: u64,
+        read_only: bool,
+        pins: Pins,
+    },
 }
 
 /// Where in the stream of requests the receiving side is.
@@ -322,11 +332,8 @@ impl Session {
             Input::EndOfStream => {
                 self.receive_ended();
                 let between = self.stream == Stream::Header && self.staging.unread().is_empty();
-                let reason = if between {
-                    CloseReason::EndOfStream
-                } else {
-                    CloseReason::EndedMidRequest
-                };
+                let reason =
+                    if between { CloseReason::EndOfStream } else { CloseReason::EndedMidRequest };
                 self.finish(reason, None);
             }
             Input::ReceiveFailed => {

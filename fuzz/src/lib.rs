@@ -7,9 +7,7 @@ use glassine_core::outbox::SendPiece;
 use glassine_core::overlay::SessionKey;
 use glassine_core::session::{Input, Output};
 use glassine_core::sync::Arc;
-use glassine_core::{
-    Catalog, Export, Instant, Limits, Overlay, OverlayConfig, Session, Source,
-};
+use glassine_core::{Catalog, Export, Instant, Limits, Overlay, OverlayConfig, Session, Source};
 
 use sim::choice::Tape;
 use sim::scenario;

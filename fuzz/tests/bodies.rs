@@ -16,8 +16,10 @@ fn nothing_a_client_sends_as_requests_breaks_a_session() {
 #[test]
 fn no_fields_of_requests_break_a_session() {
     type Fields = (u16, u8, u64, u32, u8);
-    bolero::check!().with_type::<(u8, Vec<Fields>)>().with_test_time(Duration::from_secs(10)).for_each(
-        |(piece, requests)| {
+    bolero::check!()
+        .with_type::<(u8, Vec<Fields>)>()
+        .with_test_time(Duration::from_secs(10))
+        .for_each(|(piece, requests)| {
             let mut bytes = vec![*piece];
             for (flags, command, offset, length, near) in requests {
                 // Most offsets and lengths near the device, so that something happens.
@@ -37,8 +39,7 @@ fn no_fields_of_requests_break_a_session() {
                 }
             }
             glassine_fuzz::requests(&bytes);
-        },
-    );
+        });
 }
 
 #[test]

@@ -118,21 +118,33 @@ impl Config {
 
     /// Finds what no single field shows.
     pub fn check(&self) -> anyhow::Result<()> {
-        ensure!(!self.listen.is_empty(), "nowhere to listen; give --listen unix:PATH or tcp:HOST:PORT");
-        ensure!(!self.devices.is_empty(), "nothing to serve; add a [[device]] to the configuration");
+        ensure!(
+            !self.listen.is_empty(),
+            "nowhere to listen; give --listen unix:PATH or tcp:HOST:PORT"
+        );
+        ensure!(
+            !self.devices.is_empty(),
+            "nothing to serve; add a [[device]] to the configuration"
+        );
         ensure!(self.workers != Some(0), "0 workers serve nobody; give 1 or more");
         for (index, device) in self.devices.iter().enumerate() {
             let name = &device.export;
-            ensure!(name.len() <= 4096 && !name.contains('\0'), "export name {name:?} is longer than 4096 bytes, or contains NUL");
+            ensure!(
+                name.len() <= 4096 && !name.contains('\0'),
+                "export name {name:?} is longer than 4096 bytes, or contains NUL"
+            );
             if self.devices[..index].iter().any(|other| other.export == *name) {
                 bail!("export {name:?} is there twice; give each device its own export name");
             }
-            let same = |other: &&DeviceConfig| device.sheet.is_some() && other.sheet == device.sheet;
+            let same =
+                |other: &&DeviceConfig| device.sheet.is_some() && other.sheet == device.sheet;
             if let Some(other) = self.devices[..index].iter().find(same) {
                 bail!("exports {:?} and {name:?} use one sheet; give each its own", other.export);
             }
             if device.template.is_none() && device.size_bytes.is_none() {
-                bail!("export {name:?} has neither template nor size; give --template FILE or --size SIZE");
+                bail!(
+                    "export {name:?} has neither template nor size; give --template FILE or --size SIZE"
+                );
             }
         }
         Ok(())

@@ -36,7 +36,10 @@ impl Device {
             "export {name:?} is to have {size_bytes} bytes but its template has {template_bytes}; \
              give a --size that is not smaller, or none"
         );
-        ensure!(size_bytes <= DEVICE_BYTES_MAX, "export {name:?} is larger than 1 PiB; give a smaller --size");
+        ensure!(
+            size_bytes <= DEVICE_BYTES_MAX,
+            "export {name:?} is larger than 1 PiB; give a smaller --size"
+        );
         let (mut data, mut sheet) = (None, None);
         if !config.read_only {
             let open = match &config.sheet {

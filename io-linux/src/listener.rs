@@ -50,7 +50,9 @@ impl Listener {
         let shown = path.display();
         if let Ok(metadata) = fs::symlink_metadata(path) {
             if !metadata.file_type().is_socket() {
-                bail!("cannot listen on unix:{shown}: a file that is no socket is there; remove it, or choose another path");
+                bail!(
+                    "cannot listen on unix:{shown}: a file that is no socket is there; remove it, or choose another path"
+                );
             }
             match UnixStream::connect(path) {
                 Ok(_) => bail!(

@@ -8,9 +8,9 @@ use std::collections::VecDeque;
 use std::thread;
 use std::time::Duration;
 
+use glassine_core::Errno;
 use glassine_core::request::RequestId;
 use glassine_core::session::{Input, Merge};
-use glassine_core::Errno;
 
 use crate::device::Device;
 use crate::sync::{Arc, AtomicBool, Condvar, Mutex, Ordering, lock};

@@ -85,7 +85,11 @@ impl Server {
                 listener.run(|socket, peer| {
                     if shared.connections.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS_MAX {
                         shared.connections.fetch_sub(1, Ordering::Relaxed);
-                        tracing::warn!(peer, CONNECTIONS_MAX, "too many connections; one is refused");
+                        tracing::warn!(
+                            peer,
+                            CONNECTIONS_MAX,
+                            "too many connections; one is refused"
+                        );
                         return;
                     }
                     let worker = turn.fetch_add(1, Ordering::Relaxed) % shared.router.workers();

@@ -100,10 +100,14 @@ impl Sheet {
         let path = self.path.join(NOTE);
         let path = path.display();
         let found: SheetNote = serde_json::from_str(text).with_context(|| {
-            format!("{path} cannot be read; use another --sheet, or remove {shown} if it is not needed")
+            format!(
+                "{path} cannot be read; use another --sheet, or remove {shown} if it is not needed"
+            )
         })?;
         if found.format > note.format {
-            bail!("sheet {shown} was made by a later version of glassine; use that version, or another --sheet");
+            bail!(
+                "sheet {shown} was made by a later version of glassine; use that version, or another --sheet"
+            );
         }
         if found.template != note.template || found.template_bytes != note.template_bytes {
             let describe = |note: &SheetNote| match &note.template {

@@ -42,15 +42,18 @@ impl Template {
     /// Opens an image, which is served to the byte.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
         let shown = path.display();
-        let mut file = File::open(path)
-            .with_context(|| format!("cannot open template {shown}; name a readable raw disk image"))?;
+        let mut file = File::open(path).with_context(|| {
+            format!("cannot open template {shown}; name a readable raw disk image")
+        })?;
         let metadata = file.metadata().with_context(|| format!("cannot stat template {shown}"))?;
         ensure!(!metadata.is_dir(), "template {shown} is a directory; name a raw disk image");
         let bytes = file
             .seek(SeekFrom::End(0))
             .with_context(|| format!("cannot find the size of template {shown}"))?;
         if bytes == 0 {
-            bail!("template {shown} is empty; name a raw disk image, or use --size for a blank device");
+            bail!(
+                "template {shown} is empty; name a raw disk image, or use --size for a blank device"
+            );
         }
         ensure!(bytes <= DEVICE_BYTES_MAX, "template {shown} is larger than 1 PiB");
         let mapping = Mapping::new(bytes, false);

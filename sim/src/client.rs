@@ -184,7 +184,8 @@ impl Client {
                     self.asked.get_mut(&cookie).expect("just made").issued_at = now;
                 }
                 Mark::Ends(cookie) if at <= self.pushed + count as u64 => {
-                    let asked = self.asked.get_mut(&cookie).expect("not answered before it is sent");
+                    let asked =
+                        self.asked.get_mut(&cookie).expect("not answered before it is sent");
                     asked.sent = true;
                     if let Some(version) = asked.change {
                         model.sent(version, now);
@@ -335,7 +336,9 @@ impl Client {
         }
         let (error, cookie) = (wire::be32(inbox, 4), wire::be64(inbox, 8));
         let Some(asked) = self.asked.get(&cookie) else {
-            return Err(format!("a reply to {cookie:#x}, which was not asked or is answered already"));
+            return Err(format!(
+                "a reply to {cookie:#x}, which was not asked or is answered already"
+            ));
         };
         let header = asked.header;
         let is_data = header.command == wire::CMD_READ && error == 0;
@@ -353,8 +356,15 @@ impl Client {
             let is_fast = header.flags & wire::CMD_FLAG_FAST_ZERO != 0;
             let explained = asked.verdict.is_none()
                 && match error {
-                    5 => excuses.storage_failed(since) && (changes || header.command == wire::CMD_READ),
-                    28 => changes && (excuses.space_was_short(since, blocks) || excuses.storage_failed(since)),
+                    5 => {
+                        excuses.storage_failed(since)
+                            && (changes || header.command == wire::CMD_READ)
+                    }
+                    28 => {
+                        changes
+                            && (excuses.space_was_short(since, blocks)
+                                || excuses.storage_failed(since))
+                    }
                     95 => {
                         header.command == wire::CMD_WRITE_ZEROES
                             && is_fast
@@ -363,7 +373,10 @@ impl Client {
                     _ => false,
                 };
             if !explained {
-                return Err(format!("{header:?} was answered {error}, expected {:?}", asked.verdict));
+                return Err(format!(
+                    "{header:?} was answered {error}, expected {:?}",
+                    asked.verdict
+                ));
             }
         }
         if is_data {
@@ -429,7 +442,8 @@ fn verdict(header: &RequestHeader, view: View) -> Option<Errno> {
     if header.command == wire::CMD_READ && header.length > 64 << 20 {
         return Some(Errno::Invalid);
     }
-    let beyond = u128::from(header.offset) + u128::from(header.length) > u128::from(view.size_bytes);
+    let beyond =
+        u128::from(header.offset) + u128::from(header.length) > u128::from(view.size_bytes);
     if beyond && header.command != wire::CMD_FLUSH {
         let error = if writes.contains(&header.command) { Errno::NoSpace } else { Errno::Invalid };
         return Some(error);

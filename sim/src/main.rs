@@ -12,13 +12,16 @@ use sim::scenario::{self, Failure};
 
 /// The deterministic simulator of Glassine's core.
 #[derive(Debug, Parser)]
-#[command(name = "sim", after_help = "Exit codes:
+#[command(
+    name = "sim",
+    after_help = "Exit codes:
    0  no failure
    2  the command line is wrong
   10  the core broke one of its own assertions
   11  wrong bytes, a wrong error, or a broken rule
   12  something never came to an end
-  13  two runs of one seed differed")]
+  13  two runs of one seed differed"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

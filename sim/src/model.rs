@@ -262,8 +262,7 @@ impl Model {
                     continue;
                 }
                 let older = self.is_before(other.version, one.version);
-                let crossed =
-                    other.version != INITIAL && self.covers(other.version, &one.bytes);
+                let crossed = other.version != INITIAL && self.covers(other.version, &one.bytes);
                 if older || crossed {
                     return Err(format!(
                         "a torn reply: bytes {:?} show change {} but bytes {:?}, which it covers, \
@@ -334,7 +333,10 @@ mod tests {
         let error = model.check(12288..16384, &payload(1, 0..4096), 30, 40).unwrap_err();
         assert!(error.contains("more than one version, or of none"), "{error}");
         let template: Vec<u8> = (12288..16384).map(template_byte).collect();
-        assert!(model.check(12288..16384, &template, 30, 40).is_err(), "beyond the template is zero");
+        assert!(
+            model.check(12288..16384, &template, 30, 40).is_err(),
+            "beyond the template is zero"
+        );
     }
 
     #[test]

@@ -39,7 +39,14 @@ impl Trace {
     }
 
     /// Notes an event.
-    pub fn note(&mut self, step: u64, what: &'static str, connection: u64, first: u64, second: u64) {
+    pub fn note(
+        &mut self,
+        step: u64,
+        what: &'static str,
+        connection: u64,
+        first: u64,
+        second: u64,
+    ) {
         let event = Event { step, what, connection, first, second };
         for word in [step, what.len() as u64, connection, first, second] {
             self.mix(word);

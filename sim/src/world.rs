@@ -487,7 +487,8 @@ impl World {
 
     fn add(&mut self, key: u64, kind: Kind) {
         let delay = self.tape.length(Lane::Backend, self.swarm.delay_steps);
-        let may_stick = matches!(kind, Kind::Fetch { .. } | Kind::Merge { .. } | Kind::Store { .. });
+        let may_stick =
+            matches!(kind, Kind::Fetch { .. } | Kind::Merge { .. } | Kind::Store { .. });
         let stuck = self.tape.chance(Lane::Backend, self.swarm.never_percent);
         let never = stuck && may_stick && !self.healing;
         let due = if self.healing { 0 } else { self.step + delay };
@@ -583,7 +584,9 @@ impl World {
 
     fn write_data(&mut self, offset: u64, bytes: &[u8]) -> Result<(), String> {
         let end = offset + bytes.len() as u64;
-        for place in (offset / BLOCK as u64..end.div_ceil(BLOCK as u64)).map(|slot| slot * BLOCK as u64) {
+        for place in
+            (offset / BLOCK as u64..end.div_ceil(BLOCK as u64)).map(|slot| slot * BLOCK as u64)
+        {
             if !self.overlay.is_private(place) {
                 return Err(format!("a write to the slot at {place}, which is not private"));
             }
@@ -666,7 +669,8 @@ impl World {
                 connection.session.receive_plan().staging[..count as usize].copy_from_slice(&taken);
                 bytes += count;
             }
-            let ended = receive.stopped || (connection.to_server.ended && connection.to_server.is_empty());
+            let ended =
+                receive.stopped || (connection.to_server.ended && connection.to_server.is_empty());
             match bytes {
                 0 if ended => Input::EndOfStream,
                 0 => {
@@ -742,7 +746,9 @@ impl World {
                     if let Source::Template { offset } = source {
                         let range = offset as usize..offset as usize + here;
                         if !self.available[range].iter().all(|available| *available) {
-                            return Err(format!("template bytes at {offset} sent before they came"));
+                            return Err(format!(
+                                "template bytes at {offset} sent before they came"
+                            ));
                         }
                     }
                     self.read(source, into)?;
@@ -789,9 +795,10 @@ impl World {
         let index = index.expect("a session outlives its operations");
         let (what, input) = match &mut operation.kind {
             Kind::Load => return self.load(index),
-            Kind::Fetch { id, offset, length, cancelled } => {
-                (if *cancelled { "fetched-late" } else { "fetched" }, self.fetch(*id, *offset, *length, *cancelled))
-            }
+            Kind::Fetch { id, offset, length, cancelled } => (
+                if *cancelled { "fetched-late" } else { "fetched" },
+                self.fetch(*id, *offset, *length, *cancelled),
+            ),
             Kind::Store { id, staged, targets, done } => {
                 let id = *id;
                 if self.fails() {
@@ -860,7 +867,8 @@ impl World {
         count: usize,
     ) -> Result<(), String> {
         // The staging buffer is read at this very moment: it must still hold the payload.
-        let bytes = self.connections[index].session.staged(staged.clone())[done..done + count].to_vec();
+        let bytes =
+            self.connections[index].session.staged(staged.clone())[done..done + count].to_vec();
         let (mut skip, mut rest) = (done as u64, &bytes[..]);
         for (offset, length) in targets {
             let here = length.saturating_sub(skip).min(rest.len() as u64);
@@ -908,7 +916,12 @@ impl World {
         let mut failure = None;
         let mut session = std::mem::replace(
             &mut self.connections[index].session,
-            Session::new(SessionKey(0), self.swarm.limits.clone(), Arc::clone(&self.catalog), self.time),
+            Session::new(
+                SessionKey(0),
+                self.swarm.limits.clone(),
+                Arc::clone(&self.catalog),
+                self.time,
+            ),
         );
         session.load(|source, bytes| {
             if fails {
@@ -956,7 +969,9 @@ impl World {
         self.trace.note_bytes(&content);
         let step = self.step + 1;
         let whole = 0..self.swarm.size_bytes;
-        self.model.check(whole, &content, step, step).map_err(|error| format!("at the end: {error}"))
+        self.model
+            .check(whole, &content, step, step)
+            .map_err(|error| format!("at the end: {error}"))
     }
 
     /// What is not over, in words.
@@ -982,7 +997,11 @@ impl World {
                 one.to_client.len(),
             );
         }
-        text + &format!("{} operations under way; slots {:?}", self.operations.len(), self.overlay.counts())
+        text + &format!(
+            "{} operations under way; slots {:?}",
+            self.operations.len(),
+            self.overlay.counts()
+        )
     }
 }
 
@@ -990,7 +1009,6 @@ impl Connection {
     fn is_ending(&self) -> bool {
         self.reset || self.shut || self.draining || self.to_server.ended || self.client.leaving
     }
-
 }
 
 impl Piece {

@@ -42,7 +42,10 @@ fn a_thousand_seeds_hold_and_repeat() {
 #[test]
 fn seeds_that_once_failed_hold() {
     for (seed, _sentence) in [
-        (349, "a growth that failed long ago refused a write that nobody had tried to make room for"),
+        (
+            349,
+            "a growth that failed long ago refused a write that nobody had tried to make room for",
+        ),
         (716, "a session whose write had found room after all was refused its next one"),
         (11961, "a merge that ended after an abort published a write whose payload was not there"),
     ] {

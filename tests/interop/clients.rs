@@ -173,11 +173,22 @@ fn fio_verifies_mixed_blocks_at_depth_64_with_4_jobs() {
     assert_eq!(jobs.len(), 4);
     for job in jobs {
         assert_eq!(job["error"], 0);
-        assert!(job["read"]["io_bytes"].as_u64() >= Some(40 << 20), "what was written is read back");
+        assert!(
+            job["read"]["io_bytes"].as_u64() >= Some(40 << 20),
+            "what was written is read back"
+        );
     }
     let trimmed = tool(
         "fio",
-        &["--name=trim", "--ioengine=nbd", &uri, "--rw=randtrim", "--bs=64k", "--size=64M", "--iodepth=16"],
+        &[
+            "--name=trim",
+            "--ioengine=nbd",
+            &uri,
+            "--rw=randtrim",
+            "--bs=64k",
+            "--size=64M",
+            "--iodepth=16",
+        ],
     );
     assert!(trimmed.contains("err= 0"), "{trimmed}");
     server.stop();

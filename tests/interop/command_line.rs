@@ -58,7 +58,9 @@ fn wrong_arguments_are_explained() {
     refused(&["--size", "1G"], 2);
     assert!(refused(&["--size", "much", "--listen", "unix:/tmp/x"], 2).contains("512M"));
     assert!(refused(&["--size", "1G", "--listen", "/tmp/x"], 2).contains("unix:PATH"));
-    assert!(refused(&["--size", "1G", "--listen", "unix:/tmp/x", "--sise", "2"], 2).contains("--sise"));
+    assert!(
+        refused(&["--size", "1G", "--listen", "unix:/tmp/x", "--sise", "2"], 2).contains("--sise")
+    );
     let said = refused(&["--size", "0", "--listen", "unix:/tmp/glassine-no-size"], 1);
     says(&said, &["no size"]);
 }
@@ -237,7 +239,12 @@ fn a_template_that_shrinks_costs_an_error_and_nothing_else() {
     let server = Server::blank("4M", &["--template", path(&image)]);
     let mut client = Client::open(&server.socket());
     let first = client.read(0, 4096);
-    fs::OpenOptions::new().write(true).open(&image).expect("writable").set_len(1 << 20).expect("shrinks");
+    fs::OpenOptions::new()
+        .write(true)
+        .open(&image)
+        .expect("writable")
+        .set_len(1 << 20)
+        .expect("shrinks");
     assert_eq!(client.ask(0, READ, 2 << 20, 4096), 5, "EIO, and no SIGBUS");
     assert_eq!(client.ask(0, READ, 0, 4 << 20), 5);
     assert_eq!(client.read(0, 4096), first, "the connection goes on");

@@ -85,7 +85,11 @@ impl Worker {
                 1 => {
                     self.client.request(flags, TRIM, cookie, bytes.start, length as u32);
                     let start = bytes.start.next_multiple_of(BLOCK);
-                    let whole = if bytes.end == DEVICE_BYTES { bytes.end } else { bytes.end / BLOCK * BLOCK };
+                    let whole = if bytes.end == DEVICE_BYTES {
+                        bytes.end
+                    } else {
+                        bytes.end / BLOCK * BLOCK
+                    };
                     if start < whole {
                         self.model[start as usize..whole as usize].fill(0);
                     }
@@ -120,7 +124,9 @@ impl Worker {
     fn run(&mut self, blocks: u64) {
         let mut idle: Vec<u64> = (0..DEPTH).collect();
         loop {
-            while self.blocks < blocks && let Some(cookie) = idle.pop() {
+            while self.blocks < blocks
+                && let Some(cookie) = idle.pop()
+            {
                 self.ask(cookie);
                 // Long payloads leave at once, so that client and server work side by side.
                 if self.rng.random_bool(0.3) {
@@ -155,7 +161,9 @@ fn ten_million_blocks_read_as_a_model_says() {
     };
     let blocks = number("GLASSINE_MODEL_BLOCKS", 10_000_000);
     let seed = number("GLASSINE_MODEL_SEED", 1);
-    println!("GLASSINE_MODEL_SEED={seed} GLASSINE_MODEL_BLOCKS={blocks} cargo test -p glassine-tests --test model");
+    println!(
+        "GLASSINE_MODEL_SEED={seed} GLASSINE_MODEL_BLOCKS={blocks} cargo test -p glassine-tests --test model"
+    );
     let directory = scratch();
     let template = directory.path().join("t.img");
     make_image(&template, TEMPLATE_BYTES, 99);

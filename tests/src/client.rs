@@ -158,7 +158,13 @@ impl Client {
     }
 
     /// Queues a WRITE, its payload filled in by the caller.
-    pub fn write_with(&mut self, cookie: u64, offset: u64, length: u32, fill: impl FnOnce(&mut [u8])) {
+    pub fn write_with(
+        &mut self,
+        cookie: u64,
+        offset: u64,
+        length: u32,
+        fill: impl FnOnce(&mut [u8]),
+    ) {
         self.request(0, WRITE, cookie, offset, length);
         let start = self.out.len();
         self.out.resize(start + length as usize, 0);
@@ -246,10 +252,9 @@ impl Client {
     pub fn is_closed(&mut self) -> bool {
         match self.try_take(1) {
             Ok(_) => false,
-            Err(error) => !matches!(
-                error.kind(),
-                io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
-            ),
+            Err(error) => {
+                !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+            }
         }
     }
 

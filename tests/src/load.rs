@@ -147,7 +147,11 @@ fn check(bytes: &[u8], version: u64, offset: u64, whole: bool, scratch: &mut [u8
         // The rest of a sector is what the template or a payload has there: its first word, or zero.
         scratch.fill(0);
         stamp(scratch, version, offset);
-        assert!(bytes == scratch, "wrong bytes between {offset} and {}", offset + bytes.len() as u64);
+        assert!(
+            bytes == scratch,
+            "wrong bytes between {offset} and {}",
+            offset + bytes.len() as u64
+        );
     }
 }
 

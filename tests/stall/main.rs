@@ -69,7 +69,8 @@ fn stalled_clients_do_not_delay_another() {
         std::thread::sleep(Duration::from_millis(100));
     }
     // Noise is what differs between rounds of the same thing.
-    let spread = |figures: &[u32]| figures.iter().max().unwrap_or(&0) - figures.iter().min().unwrap_or(&0);
+    let spread =
+        |figures: &[u32]| figures.iter().max().unwrap_or(&0) - figures.iter().min().unwrap_or(&0);
     let noise = spread(&without).max(spread(&with)).max(20);
     println!("p99 in microseconds without stalled clients: {without:?}, with: {with:?}");
     let (without, with) = (median(without), median(with));
@@ -90,7 +91,15 @@ impl SlowFile {
     fn new(directory: &Path) -> Self {
         let path = directory.join("slow.img");
         fs::write(&path, b"").expect("scratch is writable");
-        let nbdkit = ["nbdkit", "--exit-with-parent", "-f", "--filter=delay", "pattern", "64M", "rdelay=300ms"];
+        let nbdkit = [
+            "nbdkit",
+            "--exit-with-parent",
+            "-f",
+            "--filter=delay",
+            "pattern",
+            "64M",
+            "rdelay=300ms",
+        ];
         let mut command = Command::new("nbdfuse");
         command.arg(&path).arg("[").args(nbdkit).arg("]").stdin(Stdio::null());
         let mount = command.spawn().expect("nbdfuse is installed by tests/setup");

@@ -102,7 +102,10 @@ fn main() -> ExitCode {
                 });
                 println!("{value}");
             } else {
-                println!("{:.0} operations/s, {mib:.0} MiB/s, p50 {p50} us, p99 {p99} us", outcome.per_second);
+                println!(
+                    "{:.0} operations/s, {mib:.0} MiB/s, p50 {p50} us, p99 {p99} us",
+                    outcome.per_second
+                );
             }
             ExitCode::SUCCESS
         }
@@ -148,7 +151,12 @@ fn compare(dir: &Path, rounds: usize, seconds: f64, check: bool, json: bool) -> 
         let load = load(*workload, *depth, TEMPLATE_BYTES, seconds);
         if matches!(workload, Workload::RandomWrite) {
             // First touch is another story: everything is written once before it is timed.
-            let all = Load { pattern: Pattern::SequentialWrite, bytes: 1 << 20, time: Duration::from_secs(2), ..load };
+            let all = Load {
+                pattern: Pattern::SequentialWrite,
+                bytes: 1 << 20,
+                time: Duration::from_secs(2),
+                ..load
+            };
             for server in &servers {
                 let _ = all.run(&server.socket(), 1);
             }
