@@ -630,8 +630,11 @@ impl Session {
         let length = u64::from(header.length);
         let verdict = judge(header, size_bytes, read_only);
         let bytes = match verdict {
-            Ok(_) => header.offset..header.offset + length,
-            Err(_) => 0..length,
+            Ok(Command::Read | Command::Write | Command::Zero) => {
+                header.offset..header.offset + length
+            }
+            // No range is meant, or none that was checked: FLUSH may come with any offset.
+            Ok(Command::Plain) | Err(_) => 0..0,
         };
         let command = verdict.unwrap_or(Command::Plain);
         let index = self.table.add(command, header.cookie, bytes);

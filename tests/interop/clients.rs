@@ -163,6 +163,7 @@ fn fio_verifies_mixed_blocks_at_depth_64_with_4_jobs() {
             "--offset_increment=128M",
             "--verify=crc32c",
             "--verify_fatal=1",
+            "--verify_state_save=0",
             "--thread",
             "--output-format=json",
         ],

@@ -66,6 +66,8 @@ fn ranges_beyond_the_end_are_refused_and_nothing_is_written() {
         // R5: the payload of the refused WRITE is consumed.
         assert_eq!(client.write(offset, &vec![7; length as usize]), ENOSPC);
     }
+    // FLUSH covers no range: whatever stands there has no meaning.
+    assert_eq!(client.ask(0, FLUSH, u64::MAX, u32::MAX), 0);
     assert_eq!(client.read(999_000, 1000), payload(1, 999_000, 1000));
     server.stop();
 }
