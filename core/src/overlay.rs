@@ -606,3 +606,197 @@ impl Overlay {
             && spare < u64::from(self.growth.step / 4)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec;
+
+    const KEY: SessionKey = SessionKey(1);
+    const OTHER: SessionKey = SessionKey(2);
+
+    fn overlay(size_bytes: u64, template_bytes: u64, quota_bytes: u64) -> Overlay {
+        Overlay::new(OverlayConfig { size_bytes, template_bytes, quota_bytes })
+    }
+
+    /// Blocks that all get slots.
+    fn written(blocks: Range<u64>) -> Extent {
+        Extent { zero: blocks.end..blocks.end, blocks, provision: false }
+    }
+
+    /// Blocks that become zero.
+    fn zeroed(blocks: Range<u64>, provision: bool) -> Extent {
+        Extent { blocks: blocks.clone(), zero: blocks, provision }
+    }
+
+    /// Reserves; the data file grows as often as it takes.
+    fn reserve(overlay: &mut Overlay, extent: &Extent) -> Result<(Vec<Run>, Grant), Errno> {
+        let mut runs = Vec::new();
+        loop {
+            match overlay.reserve(extent, KEY, &mut runs)? {
+                Reserve::Granted(grant) => return Ok((runs, grant)),
+                Reserve::Wait => {
+                    assert!(overlay.poll_growth().is_some());
+                    overlay.grown(true);
+                    assert_eq!(overlay.take_waiting(), [KEY]);
+                }
+            }
+        }
+    }
+
+    fn change(overlay: &mut Overlay, extent: &Extent) -> Result<(), Errno> {
+        let (mut runs, grant) = reserve(overlay, extent)?;
+        assert_eq!(overlay.publish(extent, &mut runs, grant, [].into_iter()), Ok(()));
+        overlay.audit();
+        Ok(())
+    }
+
+    fn segments(overlay: &Overlay, bytes: Range<u64>) -> Vec<Segment> {
+        let mut segments = Vec::new();
+        overlay.resolve(bytes, &mut |segment| segments.push(segment));
+        segments
+    }
+
+    #[test]
+    fn neighbouring_blocks_in_neighbouring_slots_are_one_segment() {
+        let mut overlay = overlay(1 << 20, 1 << 20, u64::MAX);
+        change(&mut overlay, &written(4..20)).unwrap();
+        let template = |offset, length| Segment { source: Source::Template { offset }, length };
+        let data = |offset, length| Segment { source: Source::Data { offset }, length };
+        let expected = [template(100, 16_284), data(0, 65_536), template(81_920, 18_080)];
+        assert_eq!(segments(&overlay, 100..100_000), expected);
+        // Blocks 10 and 11 get other slots: their old neighbours no longer lie together.
+        change(&mut overlay, &written(10..12)).unwrap();
+        let expected =
+            [data(0, 6 * BLOCK), data(16 * BLOCK, 2 * BLOCK), data(8 * BLOCK, 8 * BLOCK)];
+        assert_eq!(segments(&overlay, 4 * BLOCK..20 * BLOCK), expected);
+    }
+
+    #[test]
+    fn behind_the_end_of_the_template_everything_is_zero() {
+        let overlay = overlay(20_000, 5_000, u64::MAX);
+        let expected = [
+            Segment { source: Source::Template { offset: 4_000 }, length: 1_000 },
+            Segment { source: Source::Zero, length: 15_000 },
+        ];
+        assert_eq!(segments(&overlay, 4_000..20_000), expected);
+        assert_eq!(overlay.source_of(1, Entry::Template), (Source::Template { offset: 4096 }, 904));
+        assert_eq!(overlay.source_of(2, Entry::Template), (Source::Zero, 0));
+    }
+
+    #[test]
+    fn a_trimmed_block_never_shows_the_template_again() {
+        let mut overlay = overlay(1 << 20, 1 << 20, u64::MAX);
+        change(&mut overlay, &written(0..8)).unwrap();
+        change(&mut overlay, &zeroed(0..16, false)).unwrap();
+        let zero = Segment { source: Source::Zero, length: 65_536 };
+        assert_eq!(segments(&overlay, 0..65_536), [zero]);
+    }
+
+    #[test]
+    fn a_terabyte_is_trimmed_at_once_and_its_slots_come_back_bit_by_bit() {
+        let mut overlay = overlay(1 << 40, 1 << 40, u64::MAX);
+        for block in (0..1u64 << 28).step_by(1 << 20) {
+            change_without_audit(&mut overlay, &written(block..block + 3));
+        }
+        let live = overlay.counts().live;
+        assert_eq!(live, 768);
+        change_without_audit(&mut overlay, &zeroed(0..1 << 28, false));
+        let counts = overlay.counts();
+        assert_eq!((counts.live, counts.displaced), (0, live));
+        while overlay.counts().displaced > 0 {
+            overlay.reclaim();
+        }
+        assert_eq!(overlay.counts().free, overlay.counts().total);
+        overlay.audit();
+    }
+
+    fn change_without_audit(overlay: &mut Overlay, extent: &Extent) {
+        let (mut runs, grant) = reserve(overlay, extent).unwrap();
+        assert_eq!(overlay.publish(extent, &mut runs, grant, [].into_iter()), Ok(()));
+    }
+
+    #[test]
+    fn a_pinned_slot_is_not_used_again_and_a_released_one_is() {
+        let mut overlay = overlay(1 << 20, 0, u64::MAX);
+        let mut pins = crate::pin::Pins::new(overlay.attach());
+        change(&mut overlay, &written(0..1)).unwrap();
+        let before = segments(&overlay, 0..4096);
+        let pin = pins.take(overlay.epoch());
+        for _ in 0..600 {
+            change(&mut overlay, &written(0..1)).unwrap();
+            assert_ne!(segments(&overlay, 0..4096), before);
+        }
+        assert!(overlay.counts().displaced >= 600, "everything displaced since then is held back");
+        pins.release(pin);
+        overlay.reclaim();
+        assert_eq!(overlay.counts().displaced, 0);
+        overlay.detach(pins.cell());
+    }
+
+    #[test]
+    fn a_publish_is_refused_when_its_predecessor_was_replaced() {
+        let mut overlay = overlay(1 << 20, 1 << 20, u64::MAX);
+        let extent = written(3..4);
+        let (mut runs, grant) = reserve(&mut overlay, &extent).unwrap();
+        let merged = Predecessor { block: 3, entry: overlay.entry(3) };
+        change(&mut overlay, &extent).unwrap();
+        let outcome = overlay.publish(&extent, &mut runs, grant, [merged].into_iter());
+        assert_eq!(outcome, Err(Conflict::Replaced(3)));
+        assert_eq!(runs.len(), 1, "the slots are still the caller's");
+        let merged = Predecessor { block: 3, entry: overlay.entry(3) };
+        assert_eq!(overlay.publish(&extent, &mut runs, grant, [merged].into_iter()), Ok(()));
+        overlay.audit();
+    }
+
+    #[test]
+    fn a_quota_counts_what_is_written_set_aside_or_under_way() {
+        let mut overlay = overlay(1 << 20, 0, 10 * BLOCK);
+        change(&mut overlay, &written(0..4)).unwrap();
+        change(&mut overlay, &zeroed(4..7, true)).unwrap();
+        let (mut runs, grant) = reserve(&mut overlay, &written(10..13)).unwrap();
+        assert_eq!(reserve(&mut overlay, &written(20..21)).unwrap_err(), Errno::NoSpace);
+        assert_eq!(reserve(&mut overlay, &zeroed(20..21, true)).unwrap_err(), Errno::NoSpace);
+        // Overwriting, and writing where space is set aside, needs no more of it.
+        change(&mut overlay, &written(0..7)).unwrap();
+        overlay.release(&written(10..13), &mut runs, grant);
+        change(&mut overlay, &written(20..23)).unwrap();
+        change(&mut overlay, &zeroed(0..7, false)).unwrap();
+        change(&mut overlay, &written(30..37)).unwrap();
+        assert_eq!(overlay.charged(), 0);
+    }
+
+    #[test]
+    fn what_is_set_aside_survives_a_write_that_is_given_up() {
+        let mut overlay = overlay(1 << 20, 0, u64::MAX);
+        change(&mut overlay, &zeroed(0..4, true)).unwrap();
+        let (mut runs, grant) = reserve(&mut overlay, &written(1..3)).unwrap();
+        overlay.release(&written(1..3), &mut runs, grant);
+        overlay.audit();
+        assert_eq!(overlay.tally(), Tally { slots: 0, reserved: 4 });
+    }
+
+    #[test]
+    fn a_full_disk_is_told_to_those_who_waited_and_tried_again_for_others() {
+        let mut overlay = overlay(1 << 30, 0, u64::MAX);
+        let (extent, mut runs) = (written(0..300), Vec::new());
+        assert_eq!(overlay.reserve(&extent, KEY, &mut runs), Ok(Reserve::Wait));
+        // First a comfortable extent, then only what is needed, then no.
+        for _ in 0..2 {
+            if let Some(slots) = overlay.poll_growth() {
+                assert!(slots >= 300);
+                overlay.grown(false);
+            }
+        }
+        assert_eq!(overlay.take_waiting(), [KEY]);
+        assert_eq!(overlay.reserve(&extent, KEY, &mut runs), Err(Errno::NoSpace));
+        // Somebody else's request, or the next one: the disk may have room by now.
+        for key in [OTHER, KEY] {
+            assert_eq!(overlay.reserve(&extent, key, &mut runs), Ok(Reserve::Wait));
+        }
+        assert!(overlay.poll_growth().is_some());
+        overlay.grown(true);
+        assert_eq!(overlay.take_waiting(), vec![OTHER, KEY]);
+        assert!(matches!(overlay.reserve(&extent, KEY, &mut runs), Ok(Reserve::Granted(_))));
+    }
+}

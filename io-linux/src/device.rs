@@ -7,7 +7,7 @@ use glassine_core::{Errno, Export, Overlay, OverlayConfig, Source};
 
 use crate::config::DeviceConfig;
 use crate::data_file::DataFile;
-use crate::sheet::{Sheet, SheetNote};
+use crate::sheet::{self, Sheet, SheetNote};
 use crate::sync::{Arc, Mutex};
 use crate::template::Template;
 
@@ -40,21 +40,21 @@ impl Device {
             size_bytes <= DEVICE_BYTES_MAX,
             "export {name:?} is larger than 1 PiB; give a smaller --size"
         );
-        let (mut data, mut sheet) = (None, None);
-        if !config.read_only {
-            let open = match &config.sheet {
-                Some(path) => Sheet::open(path)?,
-                None => Sheet::temporary()?,
-            };
-            let file = open.begin(&SheetNote {
+        let sheet = match &config.sheet {
+            Some(path) if !config.read_only => Some(Sheet::open(path)?),
+            _ => None,
+        };
+        let data = match &sheet {
+            _ if config.read_only => None,
+            None => Some(sheet::temporary_data()?),
+            Some(sheet) => Some(sheet.begin(&SheetNote {
                 format: 0,
                 template: template.as_ref().map(|template| template.path().to_owned()),
                 template_bytes,
                 size_bytes,
-            })?;
-            data = Some(DataFile::new(file, size_bytes));
-            sheet = Some(open);
-        }
+            })?),
+        };
+        let data = data.map(|file| DataFile::new(file, size_bytes));
         let quota_bytes = config.quota_bytes.unwrap_or(u64::MAX);
         Ok(Self {
             export: Export {
@@ -94,8 +94,8 @@ impl Device {
             None => "blank".to_owned(),
         };
         match &self.sheet {
-            None => format!("{below}, read-only"),
-            Some(sheet) if sheet.is_temporary() => format!("{below}, temporary sheet"),
+            None if self.export.read_only => format!("{below}, read-only"),
+            None => format!("{below}, temporary sheet"),
             Some(sheet) => format!("{below}, sheet {}", sheet.path().display()),
         }
     }

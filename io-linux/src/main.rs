@@ -16,6 +16,7 @@ use tracing_subscriber::EnvFilter;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     start_log(cli.log);
+    abort_on_panic();
     let Command::Serve(serve) = cli.command;
     let outcome = serve.config().and_then(|config| {
         let signals = Signals::new([SIGTERM, SIGINT]).context("cannot handle signals")?;
@@ -44,6 +45,16 @@ fn start_log(format: LogFormat) {
         LogFormat::Human => log.with_target(false).init(),
         LogFormat::Json => log.json().flatten_event(true).init(),
     }
+}
+
+/// A panic means that an assertion of ours failed. Nothing can be trusted then, and half a server that
+/// goes on is worse than none: its clients would wait for ever.
+fn abort_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
 }
 
 /// Says what is served where, and how to use it.

@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
-use tempfile::TempDir;
 
 use crate::sys;
 
@@ -19,8 +18,18 @@ pub struct Sheet {
     path: PathBuf,
     /// Holds the lock.
     _lock: File,
-    /// Goes away with the sheet, if it is temporary.
-    temporary: Option<TempDir>,
+}
+
+/// The data file of a sheet that has no directory: it has no name either, so it goes with the process
+/// however that ends.
+pub fn temporary_data() -> anyhow::Result<File> {
+    tempfile::tempfile().with_context(|| {
+        let directory = std::env::temp_dir();
+        format!(
+            "cannot make a temporary sheet in {}; set TMPDIR to a directory with space, or use --sheet",
+            directory.display()
+        )
+    })
 }
 
 /// What a sheet is for; in `sheet.json`.
@@ -45,27 +54,13 @@ impl Sheet {
     pub fn open(path: &Path) -> anyhow::Result<Self> {
         let shown = path.display();
         fs::create_dir_all(path).with_context(|| format!("cannot make sheet directory {shown}"))?;
-        Ok(Self { path: path.to_owned(), _lock: lock(path)?, temporary: None })
-    }
-
-    /// A directory that goes with the process.
-    pub fn temporary() -> anyhow::Result<Self> {
-        let directory = tempfile::Builder::new().prefix("glassine-sheet-").tempdir();
-        let directory = directory.context("cannot make a temporary sheet directory; set TMPDIR to a directory with space, or use --sheet")?;
-        let path = directory.path().to_owned();
-        Ok(Self { _lock: lock(&path)?, path, temporary: Some(directory) })
+        Ok(Self { path: path.to_owned(), _lock: lock(path)? })
     }
 
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
-    }
-
-    /// Whether it goes with the process by request.
-    #[must_use]
-    pub fn is_temporary(&self) -> bool {
-        self.temporary.is_some()
     }
 
     /// Makes sure that the sheet is one for this template and size, and opens an empty data file.
