@@ -47,6 +47,10 @@ fn seeds_that_once_failed_hold() {
             "a growth that failed long ago refused a write that nobody had tried to make room for",
         ),
         (716, "a session whose write had found room after all was refused its next one"),
+        (
+            76792,
+            "two writes to one block with space set aside both used it up, and a third found none",
+        ),
         (11961, "a merge that ended after an abort published a write whose payload was not there"),
     ] {
         check(seed);
