@@ -6,7 +6,7 @@
 //! simulator (crate `sim`) drive this same code.
 //!
 //! Where to look: `wire` is the byte format, `handshake` the option haggling, `session` the
-//! transmission phase (with `staging`, `request` and `outbox` as its parts), `overlay` the device
+//! whole of a connection (with `staging`, `request` and `outbox` as its parts), `overlay` the device
 //! (with `map`, `slot` and `pin`), `limits` every bound.
 
 #![no_std]
@@ -25,6 +25,7 @@ pub mod outbox;
 pub mod overlay;
 pub mod pin;
 pub mod request;
+pub mod segment;
 pub mod session;
 pub mod slot;
 pub mod staging;
@@ -35,6 +36,7 @@ pub mod wire;
 pub use error::{CloseReason, Errno};
 pub use export::{Catalog, Export};
 pub use limits::Limits;
-pub use overlay::{Overlay, OverlayConfig, Segment, Source};
+pub use overlay::{Overlay, OverlayConfig};
+pub use segment::{Segment, Source};
 pub use session::{Input, Output, Session};
 pub use time::Instant;

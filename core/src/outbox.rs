@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 
 use crate::error::Errno;
 use crate::limits::{BLOCK_BYTES, Limits};
-use crate::overlay::{Segment, Source};
+use crate::segment::{Segment, Source};
 use crate::wire::{SIMPLE_REPLY_BYTES, simple_reply};
 
 /// One piece of what is to be sent.

@@ -18,53 +18,10 @@ use crate::limits::{
 };
 use crate::map::{Dropped, Entry, Map, SLOTS_MAX, Tally, Uniform};
 use crate::pin::{Epoch, PinCell};
+use crate::segment::{Segment, Source};
 use crate::slot::{Run, SlotCounts, SlotId, SlotTable};
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
-
-/// Where the bytes of a segment are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Source {
-    /// In the template, from this byte on.
-    Template {
-        /// Byte offset in the template.
-        offset: u64,
-    },
-    /// Nowhere: they are zero.
-    Zero,
-    /// In the data file, from this byte on.
-    Data {
-        /// Byte offset in the data file.
-        offset: u64,
-    },
-}
-
-/// A run of bytes at one place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Segment {
-    /// Where they are.
-    pub source: Source,
-    /// How many.
-    pub length: u64,
-}
-
-impl Segment {
-    /// Lengthens this segment by one that follows it, if both lie side by side.
-    pub fn absorb(&mut self, next: Self) -> bool {
-        let follows = match (self.source, next.source) {
-            (Source::Zero, Source::Zero) => true,
-            (Source::Template { offset }, Source::Template { offset: next })
-            | (Source::Data { offset }, Source::Data { offset: next }) => {
-                offset + self.length == next
-            }
-            _ => false,
-        };
-        if follows {
-            self.length += next.length;
-        }
-        follows
-    }
-}
 
 /// What a device is made of.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,0 +1,217 @@
+//! The life of a request, from its slots to its reply.
+//!
+//! A WRITE: admitted, stored and merged, published, answered. A READ: resolved, perhaps fetched and
+//! resolved again, sent.
+
+use super::*;
+
+impl Session {
+    pub(super) fn answer(&mut self, index: u16) {
+        let request = self.table.get(index);
+        if self.is_aborting() {
+            self.table.remove(index);
+            return;
+        }
+        self.outbox.reply(index, request.cookie, request.error);
+    }
+
+    /// Asks for slots; then the payload can go where it belongs.
+    pub(super) fn admit(&mut self, index: u16, overlay: &mut Overlay) {
+        let request = self.table.get_mut(index);
+        // WRITE_ZEROES: edges that are zero already need nothing. All or none: what is left out here
+        // takes effect now, and must not do so before the rest.
+        if request.command == Command::Zero && !request.extent.provision {
+            let is_zero = |entry| matches!(entry, Entry::Zero | Entry::ZeroProvisioned);
+            if request.edges.iter().all(|edge| is_zero(overlay.entry(edge.block))) {
+                request.drop_edges();
+            }
+        }
+        if request.fast && !request.edges.is_empty() {
+            // NBD z2: merging a block is no faster than writing it.
+            request.error = Some(Errno::NotSupported);
+            self.answer(index);
+            return;
+        }
+        match overlay.reserve(&request.extent, self.key, &mut request.runs) {
+            Ok(Reserve::Granted(grant)) => request.grant = Some(grant),
+            Ok(Reserve::Wait) => {
+                self.waiting = true;
+                self.admit.push_front(index);
+                return;
+            }
+            Err(error) => {
+                request.error = Some(error);
+                self.refuse(index);
+                return;
+            }
+        }
+        for position in 0..self.table.get(index).edges.len() {
+            self.merge(index, position, overlay);
+        }
+        if self.table.get(index).staged.is_some() {
+            self.store(index);
+        }
+        let request = self.table.get(index);
+        if request.command == Command::Zero && request.is_filled() {
+            self.publish(index, overlay);
+        }
+    }
+
+    /// A WRITE gets no slots: what is still to come of its payload is discarded.
+    pub(super) fn refuse(&mut self, index: u16) {
+        match self.stream {
+            Stream::Staged { request } if request == index => {}
+            Stream::Direct { request } if request == index => {
+                let left = core::mem::take(&mut self.table.get_mut(index).direct_left);
+                self.let_go_of_payload(index);
+                self.stream = Stream::Discard { request: index, left };
+            }
+            _ => {
+                self.let_go_of_payload(index);
+                self.answer(index);
+            }
+        }
+    }
+
+    pub(super) fn store(&mut self, index: u16) {
+        let id = self.table.id(index);
+        let request = self.table.get_mut(index);
+        let staged = request.staged.clone().expect("there is something to store");
+        request.outstanding += 1;
+        self.outputs.push_back(Output::Store { id, staged });
+    }
+
+    /// Completes an edge from what its block is now.
+    pub(super) fn merge(&mut self, index: u16, position: usize, overlay: &Overlay) {
+        let Phase::Transmission { pins, .. } = &mut self.phase else { unreachable!() };
+        let id = self.table.id(index);
+        let request = self.table.get_mut(index);
+        let block = request.edges[position].block;
+        let entry = overlay.entry(block);
+        let (source, source_bytes) = overlay.source_of(block, entry);
+        let target = request.slot_of(block).offset();
+        let zero_keep = request.command == Command::Zero;
+        let edge = &mut request.edges[position];
+        // The pin stays until the publish: while it does, an entry that looks the same is the same.
+        if let Some(epoch) = edge.pin.take() {
+            pins.release(epoch);
+        }
+        if matches!(entry, Entry::Slot(_)) {
+            edge.pin = Some(pins.take(overlay.epoch()));
+        }
+        edge.merged_from = Some(entry);
+        let merge = Merge { source, source_bytes, target, keep: edge.keep.clone(), zero_keep };
+        request.outstanding += 1;
+        self.outputs.push_back(Output::Merge { id, merge });
+    }
+
+    /// Something a request waited for is done.
+    pub(super) fn filled(&mut self, index: u16) {
+        let request = self.table.get(index);
+        if request.abandoned {
+            self.drop_if_idle(index);
+        } else if request.is_filled() {
+            self.publish.push_back(index);
+        }
+    }
+
+    pub(super) fn publish(&mut self, index: u16, overlay: &mut Overlay) {
+        let request = self.table.get_mut(index);
+        let grant = request.grant.expect("only what was admitted is published");
+        let mut runs = core::mem::take(&mut request.runs);
+        let outcome = if request.error.is_some() {
+            overlay.release(&request.extent, &mut runs, grant);
+            Ok(())
+        } else {
+            overlay.publish(&request.extent, &mut runs, grant, request.predecessors())
+        };
+        request.runs = runs;
+        match outcome {
+            Ok(()) => {}
+            Err(Conflict::NoSpace) => {
+                request.error = Some(Errno::NoSpace);
+                overlay.release(&request.extent, &mut request.runs, grant);
+            }
+            Err(Conflict::Replaced(_)) => {
+                // Another client wrote its part of the block meanwhile. Both must win.
+                for position in 0..self.table.get(index).edges.len() {
+                    let edge = &self.table.get(index).edges[position];
+                    if edge.merged_from != Some(overlay.entry(edge.block)) {
+                        self.merge(index, position, overlay);
+                    }
+                }
+                return;
+            }
+        }
+        self.table.get_mut(index).grant = None;
+        self.unpin_edges(index);
+        self.answer(index);
+    }
+
+    pub(super) fn resolve(&mut self, index: u16, overlay: &Overlay) {
+        let Phase::Transmission { pins, .. } = &mut self.phase else { unreachable!() };
+        let request = self.table.get_mut(index);
+        let before = self.outbox.len();
+        let mut template: Option<Range<u64>> = None;
+        self.outbox.reply(index, request.cookie, None);
+        overlay.resolve(request.bytes.clone(), &mut |segment| {
+            if let Source::Template { offset } = segment.source {
+                let end = offset + segment.length;
+                template = Some(template.as_ref().map_or(offset, |range| range.start)..end);
+            }
+            self.outbox.payload(segment);
+        });
+        if let Some(range) = template
+            && !request.fetched
+        {
+            // A block that shows the template now may be written meanwhile, but none that does not
+            // will ever show it again: what is fetched is all that will be needed.
+            self.outbox.cut(before);
+            request.fetch = range;
+            self.fetch(index);
+            return;
+        }
+        if self.outbox.has_mutable() && self.outbox_pin.is_none() {
+            self.outbox_pin = Some(pins.take(overlay.epoch()));
+        }
+    }
+
+    pub(super) fn fetch(&mut self, index: u16) {
+        let id = self.table.id(index);
+        let request = self.table.get_mut(index);
+        request.outstanding += 1;
+        let Range { start: offset, end } = request.fetch;
+        self.outputs.push_back(Output::Fetch { id, offset, length: end - offset });
+    }
+
+    pub(super) fn fetched(&mut self, id: RequestId, result: Result<u64, Errno>) {
+        let request = self.table.completed(id);
+        if request.abandoned {
+            self.drop_if_idle(id.index);
+            return;
+        }
+        match result {
+            Ok(count) if count >= request.fetch.end - request.fetch.start => {
+                request.fetched = true;
+                self.resolve.push_back(id.index);
+            }
+            Ok(count) if count > 0 => {
+                request.fetch.start += count;
+                self.fetch(id.index);
+            }
+            Ok(_) | Err(_) => {
+                request.error = Some(result.err().unwrap_or(Errno::Io));
+                self.answer(id.index);
+            }
+        }
+    }
+
+    pub(super) fn unpin_edges(&mut self, index: u16) {
+        let Phase::Transmission { pins, .. } = &mut self.phase else { return };
+        for edge in &mut self.table.get_mut(index).edges {
+            if let Some(epoch) = edge.pin.take() {
+                pins.release(epoch);
+            }
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! What files do: stores, merges, fetches, loads and growth that take their time, and fail.
+
+use super::*;
+
+impl World {
+    pub(super) fn fails(&mut self) -> bool {
+        let fails = self.tape.chance(Lane::Backend, self.swarm.fault_percent) && !self.healing;
+        if fails {
+            self.faults.storage = Some(self.step);
+        }
+        fails
+    }
+
+    /// An operation goes on, perhaps to its end.
+    pub(super) fn operate(&mut self, at: usize) -> Result<(), String> {
+        let key = self.operations[at].key;
+        let index = self.connections.iter().position(|one| one.key == key);
+        let mut operation = self.operations.swap_remove(at);
+        match &mut operation.kind {
+            Kind::Grow { slots } => {
+                let slots = *slots;
+                self.grow(slots);
+                return Ok(());
+            }
+            Kind::Wake => {
+                if let Some(index) = index {
+                    self.tell(index, "wake", Input::Wake);
+                }
+                return Ok(());
+            }
+            _ => {}
+        }
+        let index = index.expect("a session outlives its operations");
+        let (what, input) = match &mut operation.kind {
+            Kind::Load => return self.load(index),
+            Kind::Fetch { id, offset, length, cancelled } => (
+                if *cancelled { "fetched-late" } else { "fetched" },
+                self.fetch(*id, *offset, *length, *cancelled),
+            ),
+            Kind::Store { id, staged, targets, done } => {
+                let id = *id;
+                if self.fails() {
+                    ("store-failed", Input::Stored { id, result: Err(Errno::Io) })
+                } else {
+                    let left = staged.len() - *done;
+                    let count = self.portion(Lane::Backend, left as u64) as usize;
+                    self.store(index, staged, targets, *done, count)?;
+                    *done += count;
+                    if *done < staged.len() {
+                        self.operations.push(operation);
+                        return Ok(());
+                    }
+                    ("stored", Input::Stored { id, result: Ok(()) })
+                }
+            }
+            Kind::Merge { id, merge, block, half } => {
+                let id = *id;
+                if self.fails() {
+                    ("merge-failed", Input::Merged { id, result: Err(Errno::Io) })
+                } else if self.merge(merge, block, half)? {
+                    ("merged", Input::Merged { id, result: Ok(()) })
+                } else {
+                    self.operations.push(operation);
+                    return Ok(());
+                }
+            }
+            Kind::Grow { .. } | Kind::Wake => unreachable!("done above"),
+        };
+        self.tell(index, what, input);
+        Ok(())
+    }
+
+    pub(super) fn grow(&mut self, slots: u32) {
+        let fails = self.tape.chance(Lane::Backend, self.swarm.full_percent) && !self.healing;
+        if fails {
+            self.faults.growth = Some(self.step);
+        } else {
+            // What a slot held in its last life is still there: anything but zeroes.
+            self.data.resize(self.data.len() + slots as usize * BLOCK, 0xa5);
+        }
+        self.overlay.grown(!fails);
+        self.note("grown", 0, u64::from(slots), u64::from(fails));
+        self.after_overlay();
+    }
+
+    pub(super) fn fetch(
+        &mut self,
+        id: RequestId,
+        offset: u64,
+        length: u64,
+        cancelled: bool,
+    ) -> Input {
+        if (cancelled && self.tape.chance(Lane::Backend, 50)) || self.fails() {
+            return Input::Fetched { id, result: Err(Errno::Io) };
+        }
+        let short = !self.healing && self.tape.chance(Lane::Backend, self.swarm.fault_percent);
+        let count = if short { self.tape.draw(Lane::Backend, length + 1) } else { length };
+        if count == 0 {
+            self.faults.storage = Some(self.step);
+        }
+        self.available[offset as usize..(offset + count) as usize].fill(true);
+        Input::Fetched { id, result: Ok(count) }
+    }
+
+    pub(super) fn store(
+        &mut self,
+        index: usize,
+        staged: &Range<usize>,
+        targets: &[(u64, u64)],
+        done: usize,
+        count: usize,
+    ) -> Result<(), String> {
+        // The staging buffer is read at this very moment: it must still hold the payload.
+        let bytes =
+            self.connections[index].session.staged(staged.clone())[done..done + count].to_vec();
+        let (mut skip, mut rest) = (done as u64, &bytes[..]);
+        for (offset, length) in targets {
+            let here = length.saturating_sub(skip).min(rest.len() as u64);
+            if here > 0 {
+                let (piece, after) = rest.split_at(here as usize);
+                self.write_data(offset + skip, piece)?;
+                rest = after;
+            }
+            skip = skip.saturating_sub(*length);
+        }
+        Ok(())
+    }
+
+    /// Reads, then writes one side, then the other. Answers whether it is done.
+    pub(super) fn merge(
+        &mut self,
+        merge: &Merge,
+        block: &mut Option<Box<[u8; BLOCK]>>,
+        half: &mut bool,
+    ) -> Result<bool, String> {
+        let (start, end) = (merge.keep.start as usize, merge.keep.end as usize);
+        let Some(block) = block else {
+            let mut bytes = Box::new([0; BLOCK]);
+            self.read(merge.source, &mut bytes[..merge.source_bytes as usize])?;
+            if merge.zero_keep {
+                bytes[start..end].fill(0);
+            }
+            *block = Some(bytes);
+            return Ok(false);
+        };
+        if merge.zero_keep {
+            self.write_data(merge.target, &block[..])?;
+            return Ok(true);
+        }
+        if !std::mem::replace(half, true) {
+            self.write_data(merge.target, &block[..start])?;
+            return Ok(false);
+        }
+        self.write_data(merge.target + end as u64, &block[end..])?;
+        Ok(true)
+    }
+
+    pub(super) fn load(&mut self, index: usize) -> Result<(), String> {
+        let fails = self.fails();
+        let mut failure = None;
+        let mut session = std::mem::replace(
+            &mut self.connections[index].session,
+            Session::new(
+                SessionKey(0),
+                self.swarm.limits.clone(),
+                Arc::clone(&self.catalog),
+                self.time,
+            ),
+        );
+        session.load(|source, bytes| {
+            if fails {
+                return Err(Errno::Io);
+            }
+            if let Err(error) = self.read(source, bytes) {
+                failure = Some(error);
+            }
+            Ok(())
+        });
+        let connection = &mut self.connections[index];
+        connection.session = session;
+        let key = connection.key;
+        self.note("loaded", key, u64::from(fails), 0);
+        failure.map_or(Ok(()), Err)
+    }
+}
