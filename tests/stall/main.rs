@@ -153,7 +153,7 @@ fn a_cold_template_delays_only_who_reads_it() {
             worst = worst.max(sent.elapsed());
             count += 1;
         }
-        assert!(count > 500, "the quick device was read {count} times");
+        assert!(count > 100, "the quick device was read {count} times");
         worst
     };
     let without = worst(&mut quick, Duration::from_millis(500));
