@@ -35,9 +35,11 @@ impl Listener {
         match listen {
             Listen::Unix(path) => Self::bind_unix(path),
             Listen::Tcp(address) => {
-                let listener = TcpListener::bind(address.as_str()).with_context(|| match address {
-                    _ if address.is_empty() => String::new(),
-                    _ => format!("cannot listen on tcp:{address}; is the port taken, or the address not this host's? choose another"),
+                let listener = TcpListener::bind(address.as_str()).with_context(|| {
+                    format!(
+                        "cannot listen on tcp:{address}; is the port taken, or the address not this \
+                         host's? choose another"
+                    )
                 })?;
                 let address = listener.local_addr().context("a bound socket has no address")?;
                 let address = Listen::Tcp(address.to_string());

@@ -142,12 +142,11 @@ fn open_devices(configs: &[DeviceConfig]) -> anyhow::Result<Vec<Arc<Device>>> {
             Some(path) => {
                 let opened = Template::open(path)?;
                 let same = |other: &&Arc<Template>| other.identity() == opened.identity();
-                let template = match templates.iter().find(same) {
-                    Some(known) => Arc::clone(known),
-                    None => Arc::new(opened),
-                };
-                templates.push(Arc::clone(&template));
-                Some(template)
+                let known = templates.iter().find(same).cloned();
+                Some(known.unwrap_or_else(|| {
+                    templates.push(Arc::new(opened));
+                    Arc::clone(&templates[templates.len() - 1])
+                }))
             }
         };
         devices.push(Arc::new(Device::open(config, template)?));
