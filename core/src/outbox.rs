@@ -86,6 +86,11 @@ impl Outbox {
         self.spilled > 0
     }
 
+    /// Memory that the spill takes.
+    pub(crate) fn spill_bytes(&self) -> u64 {
+        self.spill.capacity() as u64
+    }
+
     /// A mark to come back to with [`Self::cut`].
     pub(crate) fn len(&self) -> usize {
         self.pieces.len()
@@ -187,10 +192,11 @@ impl Outbox {
 
     /// Copies the unsent rest of segments into the spill: those in the data file, or with `all` the
     /// template's as well. A segment that cannot be read turns its reply into EIO, if no byte of
-    /// that was sent. Answers whether there was memory for it.
+    /// that was sent. Answers whether `room` bytes were enough, and memory was there.
     pub(crate) fn load(
         &mut self,
         all: bool,
+        room: u64,
         read: &mut impl FnMut(Source, &mut [u8]) -> Result<(), Errno>,
     ) -> Result<bool, ReplyBegun> {
         let wanted = |piece: &Piece| {
@@ -199,7 +205,7 @@ impl Outbox {
         };
         let pieces = self.pieces.iter().filter(|piece| wanted(piece).is_some());
         let total: u64 = pieces.map(|piece| piece.length).sum();
-        if self.spill.try_reserve_exact(total as usize).is_err() {
+        if total > room || self.spill.try_reserve_exact(total as usize).is_err() {
             return Ok(false);
         }
         for index in 0..self.pieces.len() {
@@ -212,7 +218,7 @@ impl Outbox {
                 self.spill.truncate(at);
                 self.fail(index, error)?;
                 // What follows has moved up; start over, nothing is loaded twice.
-                return self.load(all, read);
+                return self.load(all, room, read);
             }
             self.mutable -= usize::from(is_mutable(&piece.body));
             self.spilled += 1;

@@ -494,10 +494,21 @@ impl Session {
         self.table.get(id.index).targets(0, length as u64)
     }
 
-    /// Completes a `Load`: `read` fills a buffer from a segment that starts at the given source.
-    pub fn load(&mut self, mut read: impl FnMut(Source, &mut [u8]) -> Result<(), Errno>) {
+    /// Memory that replies take which the client does not.
+    #[must_use]
+    pub fn spill_bytes(&self) -> u64 {
+        self.outbox.spill_bytes()
+    }
+
+    /// Completes a `Load`: `read` fills a buffer from a segment that starts at the given source. It
+    /// may take `room` bytes of memory; if that is too little, the client is given up.
+    pub fn load(
+        &mut self,
+        room: u64,
+        mut read: impl FnMut(Source, &mut [u8]) -> Result<(), Errno>,
+    ) {
         let kind = self.loading.take().expect("a Load is under way");
-        match self.outbox.load(kind == LoadKind::All, &mut read) {
+        match self.outbox.load(kind == LoadKind::All, room, &mut read) {
             Ok(true) => {}
             Ok(false) => self.abort(CloseReason::OutOfMemory),
             Err(ReplyBegun) => self.abort(CloseReason::ReadFailedMidReply),

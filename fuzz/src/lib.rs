@@ -110,7 +110,7 @@ impl Direct {
                 let bytes = bytes.sum();
                 session.handle(now, Input::Sent { bytes });
             }
-            Output::Load => session.load(|_, _| Ok(())),
+            Output::Load => session.load(u64::MAX, |_, _| Ok(())),
             Output::Store { id, staged } => {
                 let bytes = session.staged(staged.clone()).to_vec();
                 let mut rest = &bytes[..];

@@ -17,7 +17,7 @@ use glassine_core::{CloseReason, Errno, Instant, Segment, Session, Source};
 use crate::clock;
 use crate::device::Device;
 use crate::pool::Job;
-use crate::server::Shared;
+use crate::server::{SPILL_BYTES_MAX, Shared};
 use crate::sync::{Arc, AtomicBool, OnceLock, Ordering, lock};
 use crate::sys::{self, IOVECS_MAX, IoVec, Ready};
 use crate::worker::{ConnectionId, Mail};
@@ -48,6 +48,8 @@ pub struct Connection {
     blocked: bool,
     /// Template reads in the pool.
     fetches: HashMap<RequestId, Arc<AtomicBool>>,
+    /// What this connection has added to the sum of all spills.
+    spilled: u64,
     opened_at: Instant,
 }
 
@@ -105,6 +107,7 @@ impl Connection {
             sending: false,
             blocked: false,
             fetches: HashMap::new(),
+            spilled: 0,
             opened_at: now,
         }
     }
@@ -172,6 +175,7 @@ impl Connection {
             if let Some(output) = self.session.poll() {
                 if let Output::Close { reason } = output {
                     self.detach();
+                    self.count_spill(shared, 0);
                     return Turn::Closed(reason);
                 }
                 self.begin(output, shared, scratch);
@@ -191,6 +195,7 @@ impl Connection {
                 receives += 1;
                 self.receive(scratch);
             } else {
+                self.count_spill(shared, self.session.spill_bytes());
                 return Turn::Waiting;
             }
         }
@@ -218,7 +223,7 @@ impl Connection {
             Output::Enter { export } => self.enter(shared, export),
             Output::Receive => self.receiving = true,
             Output::Send => self.sending = true,
-            Output::Load => self.load(),
+            Output::Load => self.load(shared),
             Output::Store { id, staged } => {
                 gather(scratch, id, self.session.staged(staged.clone()), &self.session);
             }
@@ -286,9 +291,19 @@ impl Connection {
         }
     }
 
-    fn load(&mut self) {
+    fn load(&mut self, shared: &Shared) {
         let device = Arc::clone(self.entered());
-        self.session.load(|source, bytes| device.read(source, bytes));
+        let room = SPILL_BYTES_MAX.saturating_sub(shared.spilled.load(Ordering::Relaxed));
+        self.session.load(room, |source, bytes| device.read(source, bytes));
+        self.count_spill(shared, self.session.spill_bytes());
+    }
+
+    /// Keeps the sum over all connections.
+    fn count_spill(&mut self, shared: &Shared, now: u64) {
+        let before = std::mem::replace(&mut self.spilled, now);
+        if now != before {
+            shared.spilled.fetch_add(now.wrapping_sub(before), Ordering::Relaxed);
+        }
     }
 
     fn send(&mut self, scratch: &mut Scratch) {

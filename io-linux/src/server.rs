@@ -10,13 +10,17 @@ use crate::config::{Config, DeviceConfig, Listen};
 use crate::device::Device;
 use crate::listener::Listener;
 use crate::pool::Pool;
-use crate::sync::{Arc, AtomicUsize, Ordering};
+use crate::sync::{Arc, AtomicU64, AtomicUsize, Ordering};
 use crate::sys;
 use crate::template::Template;
 use crate::worker::{Mail, Router, WORKERS_MAX, Worker};
 
 /// More connections than this at a time are turned away.
 pub const CONNECTIONS_MAX: usize = 4096;
+
+/// Memory for replies that slow clients do not take, all together. A client for whom there is none left
+/// is given up, so that no number of them can use up the host.
+pub const SPILL_BYTES_MAX: u64 = 1 << 30;
 
 /// What all threads of a server have in common.
 #[derive(Debug)]
@@ -33,6 +37,8 @@ pub struct Shared {
     pub pool: Pool,
     /// Connections being served.
     pub connections: AtomicUsize,
+    /// Memory that replies take which clients do not.
+    pub spilled: AtomicU64,
 }
 
 /// A running server.
@@ -65,6 +71,7 @@ impl Server {
             pool: Pool::new(Arc::clone(&router)),
             router,
             connections: AtomicUsize::new(0),
+            spilled: AtomicU64::new(0),
         });
         let mut server = Self { shared, listeners, threads: Vec::new() };
         server.start_threads(workers).context("cannot start a thread")?;

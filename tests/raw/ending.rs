@@ -101,6 +101,30 @@ fn a_client_that_never_reads_is_held_up_alone() {
 }
 
 #[test]
+fn no_number_of_slow_clients_uses_up_the_memory() {
+    let server = Server::blank("64M", &[]);
+    let mut steady = Client::open(&server.socket());
+    assert_eq!(steady.write(0, &vec![3; 64 << 20]), 0);
+    // Each wants 64 MiB that may change, takes nothing, and there are more than a GiB holds.
+    let mut deaf: Vec<_> = (0..20).map(|_| Client::open(&server.socket())).collect();
+    for client in &mut deaf {
+        client.request(0, READ, 1, 0, 64 << 20);
+        client.flush();
+    }
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !server.log().contains("no memory is left") {
+        assert!(Instant::now() < deadline, "nobody is given up: {} KiB", server.memory_kib());
+        assert!(server.memory_kib() < 1200 << 10, "the server uses {} KiB", server.memory_kib());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(steady.read(0, 4096), [3; 4096], "the others are served");
+    drop(deaf);
+    let mut late = Client::open(&server.socket());
+    assert!(late.read(0, 64 << 20).iter().all(|byte| *byte == 3));
+    server.stop();
+}
+
+#[test]
 fn a_thousand_clients_that_break_off_leave_nothing_behind() {
     const QUOTA: u64 = 64 << 20;
     let server = Server::blank("64M", &["--quota", "64M"]);

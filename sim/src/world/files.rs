@@ -167,7 +167,9 @@ impl World {
                 self.time,
             ),
         );
-        session.load(|source, bytes| {
+        // Now and then the process has no memory left for a slow client.
+        let room = if fails && self.step.is_multiple_of(3) { 0 } else { u64::MAX };
+        session.load(room, |source, bytes| {
             if fails {
                 return Err(Errno::Io);
             }
