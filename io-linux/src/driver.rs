@@ -17,10 +17,10 @@ use glassine_core::{CloseReason, Errno, Instant, Segment, Session, Source};
 use crate::clock;
 use crate::device::Device;
 use crate::pool::Job;
-use crate::server::{SPILL_BYTES_MAX, Shared};
+use crate::router::{ConnectionId, Mail};
+use crate::shared::{SPILL_BYTES_MAX, Shared};
 use crate::sync::{Arc, AtomicBool, OnceLock, Ordering, lock};
 use crate::sys::{self, IOVECS_MAX, IoVec, Ready};
-use crate::worker::{ConnectionId, Mail};
 
 /// Receives in one turn, before other connections of the worker get theirs.
 const RECEIVES_PER_TURN: u32 = 4;

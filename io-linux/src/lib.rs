@@ -1,9 +1,11 @@
 //! The Linux driver of Glassine: sockets, files and threads around the machines of `glassine-core`.
 //!
 //! Where to look: `config` and `cli` say what to serve, `server` starts and stops it, `worker` is a
-//! thread's event loop, `driver` moves one connection, `device` is one copy-on-write device with its
-//! `template`, `sheet` and `data_file`, `pool` does what may block, `sys` holds the system calls.
-//! This is the only crate with unsafe code, and `sys` and `mapping` are where it is.
+//! thread's event loop (told by the `router`), `driver` moves one connection, `device` is one
+//! copy-on-write device with its `template`, `sheet` and `data_file`, `pool` does what may block.
+//! This is the only crate with unsafe code, and all of it is in `sys`, behind the system calls.
+
+#![deny(unsafe_code)]
 
 pub mod cli;
 pub mod clock;
@@ -14,9 +16,12 @@ pub mod driver;
 pub mod listener;
 pub mod mapping;
 pub mod pool;
+pub mod router;
 pub mod server;
+pub mod shared;
 pub mod sheet;
 pub mod sync;
+#[allow(unsafe_code)]
 pub mod sys;
 pub mod template;
 pub mod worker;

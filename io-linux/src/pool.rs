@@ -13,8 +13,8 @@ use glassine_core::request::RequestId;
 use glassine_core::session::{Input, Merge};
 
 use crate::device::Device;
+use crate::router::{ConnectionId, Mail, Router};
 use crate::sync::{Arc, AtomicBool, Condvar, Mutex, Ordering, lock};
-use crate::worker::{ConnectionId, Mail, Router};
 
 const THREADS_MAX: usize = 32;
 const IDLE_TIME: Duration = Duration::from_secs(10);

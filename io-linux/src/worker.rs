@@ -2,7 +2,7 @@
 //!
 //! Everything from outside reaches it as [`Mail`]; a connection is only ever touched by its worker.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
 
@@ -11,79 +11,13 @@ use glassine_core::session::Input;
 
 use crate::clock;
 use crate::driver::{Connection, Scratch, Turn};
-use crate::server::Shared;
-use crate::sync::{Arc, Mutex, Ordering, lock};
-use crate::sys::{Epoll, EventFd, Ready, no_events};
+use crate::router::{ConnectionId, Mail, WORKER_SHIFT};
+use crate::shared::Shared;
+use crate::sync::{Arc, Ordering};
+use crate::sys::{Epoll, Ready, no_events};
 
-/// Names a connection in the whole process; the top byte is its worker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct ConnectionId(pub u64);
-
-const WORKER_SHIFT: u32 = 56;
-/// The most workers there can be.
-pub const WORKERS_MAX: usize = 1 << (64 - WORKER_SHIFT);
 /// The epoll token of the mailbox; connections count from 1.
 const MAILBOX: u64 = 0;
-
-/// What a worker is told from outside.
-#[derive(Debug)]
-pub enum Mail {
-    /// A client has connected: serve it.
-    Accepted {
-        /// Its socket.
-        socket: OwnedFd,
-        /// Who it is, in words.
-        peer: String,
-    },
-    /// Something a connection waited for is done.
-    Completed(Input),
-    /// Finish what is in flight; end when no connection is left.
-    Drain,
-}
-
-/// The mailboxes of all workers.
-#[derive(Debug)]
-pub struct Router {
-    boxes: Vec<Mailbox>,
-}
-
-#[derive(Debug)]
-struct Mailbox {
-    mail: Mutex<VecDeque<(ConnectionId, Mail)>>,
-    signal: EventFd,
-}
-
-impl Router {
-    /// Mailboxes for so many workers.
-    pub fn new(workers: usize) -> io::Result<Self> {
-        assert!(workers <= WORKERS_MAX);
-        let make = |_| Ok(Mailbox { mail: Mutex::default(), signal: EventFd::new()? });
-        Ok(Self { boxes: (0..workers).map(make).collect::<io::Result<_>>()? })
-    }
-
-    /// How many workers there are.
-    #[must_use]
-    pub fn workers(&self) -> usize {
-        self.boxes.len()
-    }
-
-    /// Tells the worker of a connection. If the connection has ended, nothing comes of it.
-    pub fn send(&self, connection: ConnectionId, mail: Mail) {
-        let worker = (connection.0 >> WORKER_SHIFT) as usize;
-        self.post(worker, connection, mail);
-    }
-
-    /// Tells a worker.
-    pub fn send_to(&self, worker: usize, mail: Mail) {
-        self.post(worker, ConnectionId(0), mail);
-    }
-
-    fn post(&self, worker: usize, connection: ConnectionId, mail: Mail) {
-        let mailbox = &self.boxes[worker];
-        lock(&mailbox.mail).push_back((connection, mail));
-        mailbox.signal.signal();
-    }
-}
 
 /// One worker's state.
 #[derive(Debug)]
@@ -105,7 +39,7 @@ impl Worker {
     /// Worker number `index` of a server.
     pub fn new(index: usize, shared: Arc<Shared>) -> io::Result<Self> {
         let epoll = Epoll::new()?;
-        epoll.add(shared.router.boxes[index].signal.fd(), MAILBOX)?;
+        epoll.add(shared.router.signal(index), MAILBOX)?;
         Ok(Self {
             index,
             shared,
@@ -160,10 +94,7 @@ impl Worker {
 
     fn take_mail(&mut self) {
         let shared = Arc::clone(&self.shared);
-        let mailbox = &shared.router.boxes[self.index];
-        mailbox.signal.clear();
-        let mail = std::mem::take(&mut *lock(&mailbox.mail));
-        for (id, mail) in mail {
+        for (id, mail) in shared.router.take(self.index) {
             match mail {
                 Mail::Accepted { socket, peer } => self.accept(socket, peer),
                 Mail::Completed(input) => {
