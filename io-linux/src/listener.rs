@@ -114,7 +114,7 @@ impl Listener {
 
     /// Takes no more clients.
     pub fn stop(&self) {
-        sys::stop_listening(self.fd());
+        sys::shut_down(self.fd());
         if let Socket::Unix { path, inode, .. } = &self.socket {
             // Only our own socket: another process may have replaced it.
             if fs::symlink_metadata(path).is_ok_and(|metadata| metadata.st_ino() == *inode) {

@@ -127,13 +127,7 @@ pub fn try_lock(file: &File) -> io::Result<bool> {
     }
 }
 
-/// Makes every blocked and later `accept` on a listening socket fail.
-pub fn stop_listening(socket: BorrowedFd<'_>) {
-    // SAFETY: takes no memory.
-    unsafe { libc::shutdown(socket.as_raw_fd(), libc::SHUT_RDWR) };
-}
-
-/// Ends the sending side of a connection, or all of it.
+/// Ends a connection in both directions; of a listening socket, makes every `accept` fail.
 pub fn shut_down(socket: BorrowedFd<'_>) {
     // SAFETY: takes no memory.
     unsafe { libc::shutdown(socket.as_raw_fd(), libc::SHUT_RDWR) };
