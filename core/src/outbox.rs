@@ -205,7 +205,10 @@ impl Outbox {
         };
         let pieces = self.pieces.iter().filter(|piece| wanted(piece).is_some());
         let total: u64 = pieces.map(|piece| piece.length).sum();
-        if total > room || self.spill.try_reserve_exact(total as usize).is_err() {
+        // Few sizes, so that a client which is slow again and again costs no further allocation.
+        let rounded = (total as usize).next_power_of_two().min(SPILL_BYTES_KEPT);
+        let reserve = rounded.max(total as usize);
+        if total > room || self.spill.try_reserve_exact(reserve).is_err() {
             return Ok(false);
         }
         for index in 0..self.pieces.len() {
