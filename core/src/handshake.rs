@@ -8,8 +8,7 @@ use alloc::vec::Vec;
 use crate::error::CloseReason;
 use crate::export::{Catalog, Export};
 use crate::limits::{
-    BLOCK_BYTES, HANDSHAKE_REPLY_BYTES_MAX, NAME_BYTES_MAX, OPTION_BYTES_MAX,
-    OPTION_SKIP_BYTES_MAX, PAYLOAD_BYTES_MAX,
+    BLOCK_BYTES, HANDSHAKE_REPLY_BYTES_MAX, NAME_BYTES_MAX, OPTION_BYTES_MAX, OPTION_SKIP_BYTES_MAX,
 };
 use crate::wire::{self, be16, be32, be64, put_option_reply};
 
@@ -31,6 +30,8 @@ pub enum Step {
 pub struct Handshake {
     state: State,
     no_zeroes: bool,
+    /// The longest payload, as clients are told.
+    payload_bytes_max: u32,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -44,9 +45,9 @@ enum State {
 impl Handshake {
     /// A handshake that begins with a greeting.
     #[must_use]
-    pub fn new(replies: &mut Vec<u8>) -> Self {
+    pub fn new(replies: &mut Vec<u8>, payload_bytes_max: u32) -> Self {
         wire::put_greeting(replies);
-        Self { state: State::ClientFlags, no_zeroes: false }
+        Self { state: State::ClientFlags, no_zeroes: false, payload_bytes_max }
     }
 
     /// Looks at received bytes and appends what is to be sent to `replies`; answers how many bytes
@@ -106,12 +107,17 @@ impl Handshake {
         let Some(data) = bytes.get(HEADER..end) else {
             return (0, Step::Wait);
         };
-        (end, Answer { option, replies, no_zeroes: self.no_zeroes }.answer(data, catalog))
+        (end, self.answer(option, replies).answer(data, catalog))
+    }
+
+    fn answer<'a>(&self, option: u32, replies: &'a mut Vec<u8>) -> Answer<'a> {
+        let Self { no_zeroes, payload_bytes_max, .. } = *self;
+        Answer { option, replies, no_zeroes, payload_bytes_max }
     }
 
     /// An option longer than anything we understand: skipped if bearable (H7), never buffered.
     fn refuse_long(&mut self, option: u32, length: u32, replies: &mut Vec<u8>) -> Step {
-        let mut answer = Answer { option, replies, no_zeroes: self.no_zeroes };
+        let mut answer = self.answer(option, replies);
         match option {
             wire::OPT_ABORT => return answer.abort(),
             _ if length > OPTION_SKIP_BYTES_MAX => return Step::Close(CloseReason::OptionTooLong),
@@ -134,6 +140,7 @@ struct Answer<'a> {
     option: u32,
     replies: &'a mut Vec<u8>,
     no_zeroes: bool,
+    payload_bytes_max: u32,
 }
 
 impl Answer<'_> {
@@ -219,7 +226,7 @@ impl Answer<'_> {
         if wanted(wire::INFO_BLOCK_SIZE) {
             let minimum = 1u32.to_be_bytes();
             let preferred = BLOCK_BYTES.to_be_bytes();
-            let maximum = PAYLOAD_BYTES_MAX.to_be_bytes();
+            let maximum = self.payload_bytes_max.to_be_bytes();
             let parts = [&info(wire::INFO_BLOCK_SIZE)[..], &minimum, &preferred, &maximum];
             self.reply(wire::REP_INFO, &parts);
         }

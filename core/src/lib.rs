@@ -7,7 +7,7 @@
 //!
 //! Where to look: `wire` is the byte format, `handshake` the option haggling, `session` the
 //! whole of a connection (with `staging`, `request` and `outbox` as its parts), `overlay` the device
-//! (with `map`, `slot` and `pin`), `limits` every bound.
+//! (with `map`, `slot` and `pin`), `limits` every bound, `judge` what the simulator needs in here.
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -19,6 +19,7 @@ extern crate std;
 pub mod error;
 pub mod export;
 pub mod handshake;
+pub mod judge;
 pub mod limits;
 pub mod map;
 pub mod outbox;

@@ -5,7 +5,7 @@ use core::time::Duration;
 
 /// Bytes of a block of the device, and of a slot of the data file.
 pub const BLOCK_BYTES: u32 = 4096;
-/// The longest payload of one READ or WRITE; advertised to clients.
+/// The longest payload of one READ or WRITE in production; advertised to clients.
 pub const PAYLOAD_BYTES_MAX: u32 = 64 << 20;
 /// NBD W2: no string is longer than this.
 pub const NAME_BYTES_MAX: u32 = 4096;
@@ -41,6 +41,8 @@ pub struct Limits {
     pub staging_bytes: u32,
     /// A payload with more bytes than this still to come is received straight into its slots.
     pub direct_bytes_min: u32,
+    /// The longest payload of one READ or WRITE.
+    pub payload_bytes_max: u32,
     /// No further READ is resolved while this many payload bytes wait to be sent.
     pub unsent_bytes_max: u32,
     /// A client gets this long to finish its handshake.
@@ -57,6 +59,7 @@ impl Default for Limits {
             requests_max: 256,
             staging_bytes: 256 << 10,
             direct_bytes_min: 32 << 10,
+            payload_bytes_max: PAYLOAD_BYTES_MAX,
             unsent_bytes_max: 1 << 20,
             handshake_time_max: Duration::from_secs(10),
             stall_time_max: Duration::from_secs(60),

@@ -8,6 +8,7 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::ops::Range;
 
+use crate::judge::{Bug, Mark, mark, planted};
 use crate::slot::SlotId;
 
 /// What a block of the device is.
@@ -337,6 +338,7 @@ fn children(level: u32, base: u64, range: &Range<u64>) -> impl Iterator<Item = (
 /// Turns a uniform node into one with children (or entries) that are all that way.
 fn expand(node: &mut Node, level: u32, blocks_below: u64) {
     if let Node::Uniform(uniform) = *node {
+        mark(Mark::SubtreeExpanded);
         let tally = Tally::uniform(uniform, blocks_below);
         *node = if level == 1 {
             Node::Leaf(Box::new(Leaf { tally, entries: [Packed::pack(uniform.into()); FANOUT] }))
@@ -358,9 +360,14 @@ fn walk(
     match node {
         Node::Uniform(uniform) => {
             let end = base + (child_blocks(level) << FANOUT_BITS);
-            visit(range.start.max(base)..range.end.min(end), (*uniform).into());
+            let start =
+                if planted(Bug::WalkNotClipped) { range.start } else { range.start.max(base) };
+            visit(start..range.end.min(end), (*uniform).into());
         }
         Node::Inner(inner) => {
+            if children(level, base, range).count() > 1 {
+                mark(Mark::LevelsSeveral);
+            }
             for (position, base) in children(level, base, range) {
                 walk(&inner.children[position], level - 1, base, range, visit);
             }

@@ -9,6 +9,7 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use crate::error::Errno;
+use crate::judge::{Bug, Mark, mark, planted};
 use crate::limits::{BLOCK_BYTES, Limits};
 use crate::segment::{Segment, Source};
 use crate::wire::{SIMPLE_REPLY_BYTES, simple_reply};
@@ -158,7 +159,11 @@ impl Outbox {
                 piece.length -= left;
                 match &mut piece.body {
                     Body::Header(_, sent) => *sent += left as usize,
-                    Body::Spill(at) => *at += left as usize,
+                    Body::Spill(_) if planted(Bug::SpillRestarts) => {}
+                    Body::Spill(at) => {
+                        mark(Mark::SpillShort);
+                        *at += left as usize;
+                    }
                     Body::Source(Source::Zero) => {}
                     Body::Source(Source::Template { offset } | Source::Data { offset }) => {
                         *offset += left;
@@ -209,6 +214,7 @@ impl Outbox {
         let rounded = (total as usize).next_power_of_two().min(SPILL_BYTES_KEPT);
         let reserve = rounded.max(total as usize);
         if total > room || self.spill.try_reserve_exact(reserve).is_err() {
+            mark(Mark::OutOfMemory);
             return Ok(false);
         }
         for index in 0..self.pieces.len() {
@@ -235,10 +241,15 @@ impl Outbox {
         let request = self.pieces[index].request;
         let is_header = |piece: &Piece| matches!(piece.body, Body::Header(..));
         let header = (0..index).rev().find(|at| is_header(&self.pieces[*at]));
-        let header = header.ok_or(ReplyBegun)?;
-        let Body::Header(bytes, 0) = &mut self.pieces[header].body else {
+        let Some(header) = header else {
+            mark(Mark::ReplyBegun);
             return Err(ReplyBegun);
         };
+        let Body::Header(bytes, 0) = &mut self.pieces[header].body else {
+            mark(Mark::ReplyBegun);
+            return Err(ReplyBegun);
+        };
+        mark(Mark::LoadFailed);
         bytes[4..8].copy_from_slice(&error.code().to_be_bytes());
         self.pieces[header].last = true;
         let first = header + 1;

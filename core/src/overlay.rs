@@ -13,13 +13,12 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use crate::error::Errno;
-use crate::limits::{
-    BLOCK_BYTES, DEVICE_BYTES_MAX, GROWTH_SLOTS_MAX, GROWTH_SLOTS_MIN, RECLAIM_SLOTS_PER_STEP,
-};
+use crate::judge::{Bug, Mark, mark, planted};
+use crate::limits::{BLOCK_BYTES, DEVICE_BYTES_MAX, GROWTH_SLOTS_MAX, RECLAIM_SLOTS_PER_STEP};
 use crate::map::{Dropped, Entry, Map, SLOTS_MAX, Tally, Uniform};
 use crate::pin::{Epoch, PinCell};
 use crate::segment::{Segment, Source};
-use crate::slot::{Run, SlotCounts, SlotId, SlotTable};
+use crate::slot::{Run, SlotCounts, SlotId, SlotState, SlotTable};
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
 
@@ -32,6 +31,9 @@ pub struct OverlayConfig {
     pub template_bytes: u64,
     /// The most bytes the sheet may hold; `u64::MAX` for no quota. Rounded down to blocks.
     pub quota_bytes: u64,
+    /// The first extent by which the data file grows, in slots; it doubles from there. In production
+    /// [`crate::limits::GROWTH_SLOTS_MIN`]; the simulator takes fewer, so that growth is often on the way.
+    pub growth_slots_min: u32,
 }
 
 /// How a session is named when it has to be woken.
@@ -147,15 +149,15 @@ impl Overlay {
         Self {
             map: Map::new(config.size_bytes.div_ceil(BLOCK), uniform),
             quota_blocks: config.quota_bytes / BLOCK,
-            config,
             slots: SlotTable::default(),
             charged: 0,
             setting: 0,
             epoch: Epoch(1),
             dropped: VecDeque::new(),
             cells: Vec::new(),
-            growth: Growth { step: GROWTH_SLOTS_MIN, ..Growth::default() },
+            growth: Growth { step: config.growth_slots_min, ..Growth::default() },
             waiting: Vec::new(),
+            config,
         }
     }
 
@@ -246,7 +248,9 @@ impl Overlay {
             }
         };
         let template_bytes = self.config.template_bytes;
-        let blocks = bytes.start / BLOCK..bytes.end.div_ceil(BLOCK);
+        let end = bytes.end.div_ceil(BLOCK);
+        let end = if planted(Bug::TailDropped) { bytes.end / BLOCK } else { end };
+        let blocks = bytes.start / BLOCK..end.max(bytes.start / BLOCK);
         self.map.walk(blocks, &mut |run, entry| {
             let start = (run.start * BLOCK).max(bytes.start);
             let end = (run.end * BLOCK).min(bytes.end);
@@ -258,6 +262,7 @@ impl Overlay {
                 Entry::Template => {
                     // A template shorter than the device is followed by zeroes.
                     let there = end.min(template_bytes).max(start);
+                    let there = if planted(Bug::ReadPastTemplate) { end } else { there };
                     let source = Source::Template { offset: start };
                     put(Segment { source, length: there - start });
                     put(Segment { source: Source::Zero, length: end - there });
@@ -280,6 +285,10 @@ impl Overlay {
         key: SessionKey,
         runs: &mut Vec<Run>,
     ) -> Result<Reserve, Errno> {
+        if planted(Bug::LockOverSocket) && self.slots.counts().filling > 0 {
+            self.waiting.push(key);
+            return Ok(Reserve::Wait);
+        }
         let count = extent.slots();
         let in_slots = self.tally_of_slots(extent);
         // Blocks with space set aside use that up: their slots come out of it.
@@ -295,11 +304,18 @@ impl Overlay {
         // What is set aside for other blocks must be left alone.
         let spoken_for = self.map.tally().reserved - grant.used + self.setting + grant.setting;
         if (count > 0 || grant.setting > 0) && !self.available(spoken_for + count) {
+            mark(Mark::WaitForGrowth);
             return self.ask_growth(spoken_for + count, key).map(|()| Reserve::Wait);
         }
         let count = u32::try_from(count).expect("bounded by the longest payload");
-        self.growth.denied.retain(|denied| *denied != key);
-        if grant.used > 0 {
+        if !planted(Bug::DeniedForEver) {
+            self.growth.denied.retain(|denied| *denied != key);
+        }
+        if grant.setting > 0 {
+            mark(Mark::Provisioned);
+        }
+        if grant.used > 0 && !planted(Bug::SpaceUsedTwice) {
+            mark(Mark::ProvisionUsed);
             self.mark_zero(extent, Entry::ZeroProvisioned, Uniform::Zero, u64::MAX);
         }
         self.slots.take(count, runs);
@@ -313,8 +329,11 @@ impl Overlay {
         for run in runs.drain(..) {
             self.slots.release(run);
         }
-        self.give_back(grant);
-        if grant.used > 0 {
+        if !planted(Bug::QuotaLeak) {
+            self.give_back(grant);
+        }
+        if grant.used > 0 && !planted(Bug::SpaceUsedTwice) {
+            mark(Mark::ProvisionRestored);
             // The slots that came out of what was set aside are free again: set it aside again.
             self.mark_zero(extent, Entry::Zero, Uniform::ZeroProvisioned, grant.used);
         }
@@ -344,7 +363,9 @@ impl Overlay {
         predecessors: impl Iterator<Item = Predecessor>,
     ) -> Result<(), Conflict> {
         for predecessor in predecessors {
-            if self.map.entry(predecessor.block) != predecessor.entry {
+            let replaced = self.map.entry(predecessor.block) != predecessor.entry;
+            if replaced && !planted(Bug::LostHalf) {
+                mark(Mark::MergedAgain);
                 return Err(Conflict::Replaced(predecessor.block));
             }
         }
@@ -355,6 +376,7 @@ impl Overlay {
             added += zero - self.map.tally_in(extent.zero.clone()).provisioned();
         }
         if added > grant.charge && self.check_quota(added - grant.charge).is_err() {
+            mark(Mark::PublishNoSpace);
             return Err(Conflict::NoSpace);
         }
         self.give_back(grant);
@@ -367,16 +389,23 @@ impl Overlay {
     /// The zero range of a publish: an edit of the map alone, whatever its length.
     fn zero(&mut self, extent: &Extent) {
         let uniform = if extent.provision { Uniform::ZeroProvisioned } else { Uniform::Zero };
+        let falls_through = planted(Bug::TrimFallsThrough) && self.config.template_bytes > 0;
+        let uniform = if falls_through { Uniform::Template } else { uniform };
         let epoch = self.epoch;
         let mut dropped = Dropped::new();
         let slots = &mut self.slots;
         let dropped_slots = self.map.fill(
             extent.zero.clone(),
             uniform,
-            &mut |slot| slots.displace(slot, epoch),
+            &mut |slot| {
+                if !planted(Bug::TrimKeepsSlot) {
+                    slots.displace(slot, epoch);
+                }
+            },
             &mut dropped,
         );
         if !dropped.is_empty() {
+            mark(Mark::SubtreeDropped);
             self.slots.drop_live(dropped_slots);
             self.dropped.push_back((epoch, dropped));
         }
@@ -424,6 +453,7 @@ impl Overlay {
         let wanted = if missing > 0 {
             missing.max(u64::from(if self.growth.failed { 0 } else { self.growth.step }))
         } else if self.runs_low() {
+            mark(Mark::GrowthAhead);
             u64::from(self.growth.step)
         } else {
             return None;
@@ -443,13 +473,15 @@ impl Overlay {
             self.growth.failed = false;
             self.growth.step = (self.growth.step * 2).min(GROWTH_SLOTS_MAX);
         } else {
-            self.growth.step = GROWTH_SLOTS_MIN;
+            self.growth.step = self.config.growth_slots_min;
             let was_more_than_needed = u64::from(asked) > missing && missing > 0;
             if was_more_than_needed && !self.growth.failed {
+                mark(Mark::GrowthRetried);
                 // Try again with only what is needed, before anybody hears of it.
                 self.growth.failed = true;
                 return;
             }
+            mark(Mark::GrowthFailed);
             self.growth.failed = true;
             self.growth.denied.clone_from(&self.waiting);
         }
@@ -458,7 +490,13 @@ impl Overlay {
 
     /// The sessions to wake, if growth has come to an end.
     pub fn take_waiting(&mut self) -> Vec<SessionKey> {
-        if self.growth.demand > 0 { Vec::new() } else { core::mem::take(&mut self.waiting) }
+        if self.growth.demand > 0 {
+            return Vec::new();
+        }
+        if planted(Bug::LostWakeUp) {
+            self.waiting.truncate(1);
+        }
+        core::mem::take(&mut self.waiting)
     }
 
     /// Whether a place in the data file is private to a write under way: the only places that may be
@@ -473,6 +511,12 @@ impl Overlay {
     #[must_use]
     pub fn is_readable(&self, offset: u64) -> bool {
         self.slots.is_readable(SlotId((offset / BLOCK) as u32))
+    }
+
+    /// Where the slot at a place in the data file is in its life. For tests and the simulator.
+    #[must_use]
+    pub fn slot_state(&self, offset: u64) -> SlotState {
+        self.slots.state(SlotId((offset / BLOCK) as u32))
     }
 
     /// Checks everything that can be derived twice. For tests and the simulator: it walks all.
@@ -505,13 +549,20 @@ impl Overlay {
         // `Epoch(u64::MAX)`: nobody looks at anything.
         let oldest = self.cells.iter().filter_map(PinCell::oldest).min();
         let limit = oldest.unwrap_or(Epoch(u64::MAX));
+        let limit = if planted(Bug::ReuseWhilePinned) { Epoch(u64::MAX) } else { limit };
         let mut budget = RECLAIM_SLOTS_PER_STEP;
         budget -= self.slots.reclaim(limit, budget).min(budget);
+        if budget > 0 && self.slots.counts().displaced > 0 && oldest.is_some() {
+            mark(Mark::PinHoldsSlots);
+        }
         while budget > 0 {
             match self.dropped.front_mut() {
                 Some((epoch, dropped)) if *epoch <= limit => {
                     let slots = &mut self.slots;
-                    let seen = dropped.step(&mut |slot| slots.free_dropped(slot));
+                    let seen = dropped.step(&mut |slot| {
+                        mark(Mark::DroppedFreed);
+                        slots.free_dropped(slot);
+                    });
                     if dropped.is_empty() {
                         self.dropped.pop_front();
                     }
@@ -524,7 +575,11 @@ impl Overlay {
 
     fn check_quota(&self, more: u64) -> Result<(), Errno> {
         let used = self.map.tally().provisioned() + self.charged;
-        if used.saturating_add(more) <= self.quota_blocks { Ok(()) } else { Err(Errno::NoSpace) }
+        if used.saturating_add(more) <= self.quota_blocks {
+            return Ok(());
+        }
+        mark(Mark::QuotaRefused);
+        Err(Errno::NoSpace)
     }
 
     /// Whether so many slots are free, after looking for displaced ones.
@@ -543,7 +598,11 @@ impl Overlay {
 
     fn ask_growth(&mut self, count: u64, key: SessionKey) -> Result<(), Errno> {
         if let Some(index) = self.growth.denied.iter().position(|denied| *denied == key) {
+            mark(Mark::Denied);
             self.growth.denied.swap_remove(index);
+            return Err(Errno::NoSpace);
+        }
+        if planted(Bug::StaleDenial) && self.growth.failed {
             return Err(Errno::NoSpace);
         }
         self.growth.demand = self.growth.demand.max(count);
@@ -573,7 +632,8 @@ mod tests {
     const OTHER: SessionKey = SessionKey(2);
 
     fn overlay(size_bytes: u64, template_bytes: u64, quota_bytes: u64) -> Overlay {
-        Overlay::new(OverlayConfig { size_bytes, template_bytes, quota_bytes })
+        let growth_slots_min = crate::limits::GROWTH_SLOTS_MIN;
+        Overlay::new(OverlayConfig { size_bytes, template_bytes, quota_bytes, growth_slots_min })
     }
 
     /// Blocks that all get slots.

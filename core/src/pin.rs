@@ -8,6 +8,7 @@
 
 use alloc::collections::VecDeque;
 
+use crate::judge::{Mark, mark};
 use crate::sync::{Arc, AtomicU64, Ordering};
 
 /// A moment in the life of an overlay.
@@ -86,6 +87,9 @@ impl Pins {
             self.held.pop_front();
         }
         let now = self.held.front().map(|(epoch, _)| *epoch);
+        if now == oldest && oldest < Some(epoch) {
+            mark(Mark::PinsOutOfOrder);
+        }
         if now != oldest {
             self.cell.store(now);
         }

@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use crate::error::Errno;
+use crate::judge::{Bug, planted};
 use crate::limits::BLOCK_BYTES;
 use crate::map::Entry;
 use crate::overlay::{Extent, Grant, Predecessor};
@@ -116,14 +117,17 @@ impl Request {
     /// covered in part are edges. What lies behind the end of the device does not count.
     pub(crate) fn cover_zeroes(&mut self, size_bytes: u64, provision: bool) {
         let blocks = self.bytes.start / BLOCK..self.bytes.end.div_ceil(BLOCK);
-        let zero = self.whole_blocks(size_bytes);
+        let outward = planted(Bug::ZeroesRoundOutward);
+        let zero = if outward { blocks.clone() } else { self.whole_blocks(size_bytes) };
         self.extent = Extent { blocks, zero, provision };
         self.find_edges();
     }
 
     /// Notes the blocks of a TRIM: rounded inward, so that no neighbour is touched.
     pub(crate) fn cover_trim(&mut self, size_bytes: u64) {
-        let zero = self.whole_blocks(size_bytes);
+        let outward = planted(Bug::TrimRoundsOutward);
+        let blocks = self.bytes.start / BLOCK..self.bytes.end.div_ceil(BLOCK);
+        let zero = if outward { blocks } else { self.whole_blocks(size_bytes) };
         self.extent = Extent { blocks: zero.clone(), zero, provision: false };
     }
 
@@ -149,7 +153,8 @@ impl Request {
             let to = self.bytes.end.min((block + 1) * BLOCK) - block * BLOCK;
             let whole = self.extent.zero.contains(&block) || (from, to) == (0, BLOCK);
             let known = self.edges.last().is_some_and(|edge| edge.block == block);
-            if !whole && !known {
+            let forgotten = planted(Bug::OnlyFirstEdge) && block != first;
+            if !whole && !known && !forgotten {
                 let keep = from as u32..to as u32;
                 self.edges.push(Edge { block, keep, merged_from: None, pin: None });
             }
@@ -193,7 +198,10 @@ impl Request {
 
     /// Whether everything has arrived where it belongs.
     pub(crate) fn is_filled(&self) -> bool {
-        self.grant.is_some() && self.outstanding == 0 && self.direct_left == 0 && !self.arriving
+        let early = self.direct_left > 0 && planted(Bug::PublishEarly);
+        let answers = self.error.is_some() && planted(Bug::LateWriteLands);
+        let arrived = (self.direct_left == 0 || early) && !self.arriving;
+        self.grant.is_some() && (self.outstanding == 0 || answers) && arrived
     }
 }
 

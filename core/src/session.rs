@@ -25,7 +25,8 @@ use core::ops::Range;
 use crate::error::{CloseReason, Errno};
 use crate::export::Catalog;
 use crate::handshake::{Handshake, Step};
-use crate::limits::{BLOCK_BYTES, Limits, OPTION_BYTES_MAX, PAYLOAD_BYTES_MAX};
+use crate::judge::{Bug, Mark, mark, planted};
+use crate::limits::{Limits, OPTION_BYTES_MAX};
 use crate::map::Entry;
 use crate::outbox::{Outbox, ReplyBegun, SendPiece};
 use crate::overlay::{Conflict, Overlay, Reserve, SessionKey};
@@ -270,7 +271,7 @@ impl Session {
         assert!(limits.staging_bytes >= longest_option, "an option fits the staging buffer");
         assert!(limits.requests_max > 0);
         let mut outbox = Outbox::new(&limits);
-        let handshake = Handshake::new(&mut outbox.preface);
+        let handshake = Handshake::new(&mut outbox.preface, limits.payload_bytes_max);
         let deadline = now.after(limits.handshake_time_max);
         let capacity = usize::from(limits.requests_max);
         Self {
@@ -333,6 +334,7 @@ impl Session {
             Input::ReceiveFault => {
                 let direct = self.receiving.expect("a Receive is under way");
                 let index = direct.expect("only slots are storage");
+                mark(Mark::ReceiveFault);
                 self.table.get_mut(index).error = Some(Errno::Io);
             }
             Input::EndOfStream => {
@@ -367,17 +369,29 @@ impl Session {
                 let request = self.table.completed(id);
                 request.error = request.error.or(result.err());
                 request.staged = None;
-                self.staging.unhold();
+                if !planted(Bug::BufferEarly) {
+                    self.staging.unhold();
+                }
+                if result.is_err() {
+                    mark(Mark::StoreFailed);
+                }
                 self.filled(id.index);
+                if result.is_err() && planted(Bug::ErrorEndsSession) {
+                    self.abort(CloseReason::ConnectionLost);
+                }
             }
             Input::Merged { id, result } => {
                 let request = self.table.completed(id);
                 request.error = request.error.or(result.err());
+                if result.is_err() {
+                    mark(Mark::MergeFailed);
+                }
                 self.filled(id.index);
             }
             Input::Fetched { id, result } => self.fetched(id, result),
             Input::Wake => self.waiting = false,
             Input::Tick => self.tick(),
+            Input::Drain if planted(Bug::DrainDrops) => self.abort(CloseReason::Drained),
             Input::Drain => {
                 let deadline = Some(now.after(self.limits.drain_time_max));
                 self.finish(CloseReason::Drained, deadline);
@@ -398,6 +412,9 @@ impl Session {
     /// Does the work that needs the device: gives back, publishes, reserves, resolves. No I/O, no
     /// copying of payload. Drain [`Self::poll`] afterwards.
     pub fn advance(&mut self, overlay: &mut Overlay) {
+        if planted(Bug::FreeOnDisconnect) {
+            self.free_abandoned(overlay);
+        }
         while let Some(index) = self.give_back.pop_front() {
             self.give_back(index, overlay);
         }
@@ -494,6 +511,12 @@ impl Session {
         self.table.get(id.index).targets(0, length as u64)
     }
 
+    /// How the client named a request. For tests and the simulator.
+    #[must_use]
+    pub fn cookie(&self, id: RequestId) -> u64 {
+        self.table.get(id.index).cookie
+    }
+
     /// Memory that replies take which the client does not.
     #[must_use]
     pub fn spill_bytes(&self) -> u64 {
@@ -524,12 +547,18 @@ impl Session {
             assert!(request.grant.is_some() || request.runs.is_empty());
             let slots: u64 = request.runs.iter().map(|run| u64::from(run.count)).sum();
             assert!(slots == 0 || slots == request.extent.slots());
+            let is_payload = matches!(request.command, Command::Read | Command::Write);
+            let payload_max = u64::from(self.limits.payload_bytes_max);
+            assert!(!is_payload || request.length() <= payload_max, "payloads are bounded");
         }
-        assert!(self.outbox_pin.is_some() || !self.outbox.has_mutable(), "segments are pinned");
+        let unpinned = planted(Bug::TornReply) || planted(Bug::NoPin);
+        let pinned = self.outbox_pin.is_some() || !self.outbox.has_mutable();
+        assert!(pinned || unpinned, "segments are pinned");
         if let Phase::Transmission { pins, .. } = &self.phase {
             assert!(!self.closed || pins.is_empty(), "a session that is over pins nothing");
         }
-        let spill_max = u64::from(self.limits.unsent_bytes_max) + u64::from(PAYLOAD_BYTES_MAX);
+        let payload_max = u64::from(self.limits.payload_bytes_max);
+        let spill_max = u64::from(self.limits.unsent_bytes_max) + payload_max;
         assert!(self.outbox.payload_bytes() <= spill_max, "unsent replies are bounded");
     }
 }

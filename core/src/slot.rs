@@ -7,6 +7,7 @@
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
+use crate::judge::{Bug, Mark, mark, planted};
 use crate::limits::BLOCK_BYTES;
 use crate::pin::Epoch;
 
@@ -47,12 +48,18 @@ impl Run {
 /// Where a slot is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-enum State {
+pub enum SlotState {
+    /// Ready to be filled.
     Free,
+    /// Private to a write under way: only such slots may be written to.
     Filling,
+    /// Named by the map.
     Live,
+    /// No longer named by the map, perhaps still looked at by a pin.
     Displaced,
 }
+
+use SlotState as State;
 
 /// How many slots are in each state. Conservation: the four always add up to `total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -129,8 +136,10 @@ impl SlotTable {
             let run = first.pop().or_else(|| second.pop()).expect("counted as free");
             let taken = Run { first: run.first, count: run.count.min(missing) };
             if taken.count < run.count {
+                mark(Mark::RunSplit);
+                let early = u32::from(planted(Bug::TwoOwners));
                 self.put_free(Run {
-                    first: SlotId(run.first.0 + taken.count),
+                    first: SlotId(run.first.0 + taken.count - early),
                     count: run.count - taken.count,
                 });
             }
@@ -140,7 +149,12 @@ impl SlotTable {
                 Some(last) if last.first.0 + last.count == taken.first.0 => {
                     last.count += taken.count;
                 }
-                _ => runs.push(taken),
+                last => {
+                    if last.is_some() {
+                        mark(Mark::RunsSeveral);
+                    }
+                    runs.push(taken);
+                }
             }
         }
         self.counts.free -= count;
@@ -248,6 +262,11 @@ impl SlotTable {
         }
         let filling = self.states.iter().filter(|state| **state == State::Filling).count();
         assert_eq!(filling, self.counts.filling as usize, "the states agree with the counts");
+    }
+
+    /// Where a slot is in its life.
+    pub(crate) fn state(&self, slot: SlotId) -> SlotState {
+        self.states[slot.0 as usize]
     }
 
     /// Whether the slot is private to a write under way.

@@ -29,7 +29,7 @@ pub fn requests(bytes: &[u8]) {
 
 /// A whole simulated world, its choices taken from the bytes.
 pub fn world(bytes: &[u8]) {
-    if let Err(failure) = scenario::run(Tape::recorded(bytes.to_vec()), false) {
+    if let Err(failure) = scenario::run(Tape::bytes(bytes.to_vec())) {
         panic!("{failure}");
     }
 }
@@ -48,6 +48,7 @@ fn drive(first: &[u8], then: &[u8]) {
         size_bytes: SIZE,
         template_bytes: TEMPLATE,
         quota_bytes: SIZE / 2,
+        growth_slots_min: 2,
     });
     let limits = Limits { requests_max: 4, staging_bytes: 8208, ..Limits::default() };
     let catalog = Arc::new(Catalog::new(vec![export]));

@@ -1,7 +1,7 @@
 //! One copy-on-write device: its overlay behind a lock, and the files its bytes are in.
 
 use anyhow::ensure;
-use glassine_core::limits::{BLOCK_BYTES, DEVICE_BYTES_MAX};
+use glassine_core::limits::{BLOCK_BYTES, DEVICE_BYTES_MAX, GROWTH_SLOTS_MIN};
 use glassine_core::session::Merge;
 use glassine_core::{Errno, Export, Overlay, OverlayConfig, Source};
 
@@ -67,6 +67,7 @@ impl Device {
                 size_bytes,
                 template_bytes,
                 quota_bytes,
+                growth_slots_min: GROWTH_SLOTS_MIN,
             })),
             template,
             data,

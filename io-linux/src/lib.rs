@@ -7,6 +7,12 @@
 
 #![deny(unsafe_code)]
 
+#[cfg(not(debug_assertions))]
+const _: () = assert!(
+    !glassine_core::judge::IS_POSSIBLE,
+    "bugs can be planted in this build of the core; build the server alone: cargo build --release -p glassine"
+);
+
 pub mod cli;
 pub mod clock;
 pub mod config;

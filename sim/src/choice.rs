@@ -1,7 +1,15 @@
 //! The choice tape: where every decision of a run comes from.
 //!
-//! A seed, or recorded bytes (a fuzzer's input, a shrunk failure). Each component draws from a lane
-//! of its own, so that one component's draws do not shift another's.
+//! There are four sources: a seed; recorded bytes (a fuzzer's input); a *script* (a shrunk failure);
+//! and a path (one of all, for worlds so small that every one of them is run). Each component draws
+//! from a lane of its own, so that one component's draws do not shift another's.
+//!
+//! In every place the choice 0 is the plainest: nothing fails, nothing is late, everything moves in
+//! one piece, and whoever has waited longest is next. A tape that is used up goes on with zeroes, so a
+//! script has to hold only what differs from the plainest run.
+
+use std::fmt;
+use std::str::FromStr;
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -21,22 +29,113 @@ pub enum Lane {
     Client,
 }
 
-const LANES: usize = 5;
+impl Lane {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 5] =
+        [Self::Swarm, Self::Schedule, Self::Net, Self::Backend, Self::Client];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Swarm => "swarm",
+            Self::Schedule => "schedule",
+            Self::Net => "net",
+            Self::Backend => "backend",
+            Self::Client => "client",
+        }
+    }
+}
+
+const LANES: usize = Lane::ALL.len();
 
 /// A source of choices.
 #[derive(Debug, Clone)]
 pub struct Tape {
     source: Source,
-    draws: u64,
+    /// Everything drawn, if it is to be kept.
+    record: Option<Script>,
 }
 
 #[derive(Debug, Clone)]
 enum Source {
     Seeded(Box<[ChaCha8Rng; LANES]>),
-    Recorded { bytes: Vec<u8>, at: usize, rest: Box<ChaCha8Rng> },
+    Bytes { bytes: Vec<u8>, at: usize },
+    Script { script: Script, at: [usize; LANES] },
+    Path { prefix: Vec<u64>, taken: Vec<Branch> },
+}
+
+/// A choice on a path: what was taken, and of how many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Branch {
+    /// What was taken.
+    pub taken: u64,
+    /// Of how many.
+    pub below: u64,
+}
+
+/// The choices of a run, lane by lane. Behind the last of a lane all are 0.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Script {
+    /// By the number of the lane.
+    pub lanes: [Vec<u64>; LANES],
+}
+
+impl Script {
+    /// How many choices differ from the plainest.
+    #[must_use]
+    pub fn choices(&self) -> usize {
+        self.lanes.iter().flatten().filter(|choice| **choice != 0).count()
+    }
+}
+
+/// One line for every choice that is not 0: the lane, the position in it, and the choice.
+impl fmt::Display for Script {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for lane in Lane::ALL {
+            for (at, choice) in self.lanes[lane as usize].iter().enumerate() {
+                if *choice != 0 {
+                    writeln!(f, "{} {at} {choice}", lane.name())?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Script {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const POSITION_MAX: usize = 10_000_000;
+        let mut script = Self::default();
+        for (number, line) in text.lines().enumerate() {
+            let line = line.split('#').next().unwrap_or_default().trim();
+            if line.is_empty() {
+                continue;
+            }
+            let wrong = || {
+                let number = number + 1;
+                format!("line {number}: expected a lane, a position and a choice, found {line:?}")
+            };
+            let mut words = line.split_whitespace();
+            let name = words.next();
+            let lane = Lane::ALL.into_iter().find(|lane| Some(lane.name()) == name);
+            let lane = lane.ok_or_else(wrong)?;
+            let mut number = || words.next().and_then(|word| word.parse::<u64>().ok());
+            let (Some(at), Some(choice)) = (number(), number()) else { return Err(wrong()) };
+            let at = usize::try_from(at).ok().filter(|at| *at < POSITION_MAX).ok_or_else(wrong)?;
+            let choices = &mut script.lanes[lane as usize];
+            choices.resize(choices.len().max(at + 1), 0);
+            choices[at] = choice;
+        }
+        Ok(script)
+    }
 }
 
 impl Tape {
+    fn new(source: Source) -> Self {
+        Self { source, record: None }
+    }
+
     /// Choices that follow from a number.
     #[must_use]
     pub fn seeded(seed: u64) -> Self {
@@ -45,33 +144,55 @@ impl Tape {
             rng.set_stream(index as u64);
             rng
         };
-        Self { source: Source::Seeded(Box::new(std::array::from_fn(lane))), draws: 0 }
+        Self::new(Source::Seeded(Box::new(std::array::from_fn(lane))))
     }
 
-    /// Choices from bytes. When they are used up, the rest comes from a fixed seed: a world in which
-    /// the first thing that can happen always does would starve everything else.
+    /// Choices from bytes.
     #[must_use]
-    pub fn recorded(bytes: Vec<u8>) -> Self {
-        let rest = Box::new(ChaCha8Rng::seed_from_u64(0));
-        Self { source: Source::Recorded { bytes, at: 0, rest }, draws: 0 }
+    pub fn bytes(bytes: Vec<u8>) -> Self {
+        Self::new(Source::Bytes { bytes, at: 0 })
     }
 
-    /// How many choices were drawn.
+    /// Choices from a script.
     #[must_use]
-    pub fn draws(&self) -> u64 {
-        self.draws
+    pub fn script(script: Script) -> Self {
+        Self::new(Source::Script { script, at: [0; LANES] })
+    }
+
+    /// One path of all: the choices of `prefix`, then the first everywhere.
+    #[must_use]
+    pub fn path(prefix: Vec<u64>) -> Self {
+        Self::new(Source::Path { prefix, taken: Vec::new() })
+    }
+
+    /// The same choices, to be kept: [`Self::recorded`] has them afterwards.
+    #[must_use]
+    pub fn recording(mut self) -> Self {
+        self.record = Some(Script::default());
+        self
+    }
+
+    /// What was drawn since recording began.
+    #[must_use]
+    pub fn recorded(&self) -> Option<&Script> {
+        self.record.as_ref()
+    }
+
+    /// The choices of a path, so far.
+    #[must_use]
+    pub fn taken(&self) -> &[Branch] {
+        match &self.source {
+            Source::Path { taken, .. } => taken,
+            _ => &[],
+        }
     }
 
     /// One of `0..below`.
     pub fn draw(&mut self, lane: Lane, below: u64) -> u64 {
         assert!(below > 0);
-        self.draws += 1;
-        match &mut self.source {
+        let choice = match &mut self.source {
             Source::Seeded(lanes) => lanes[lane as usize].random_range(0..below),
-            Source::Recorded { bytes, at, rest } if *at >= bytes.len() => {
-                rest.random_range(0..below)
-            }
-            Source::Recorded { bytes, at, .. } => {
+            Source::Bytes { bytes, at } => {
                 let mut value = 0u64;
                 let mut span = 1u64;
                 while span < below {
@@ -82,13 +203,33 @@ impl Tape {
                 }
                 value % below
             }
+            Source::Script { script, at } => {
+                let at = &mut at[lane as usize];
+                *at += 1;
+                script.lanes[lane as usize].get(*at - 1).map_or(0, |choice| choice % below)
+            }
+            Source::Path { .. } if below == 1 => 0,
+            Source::Path { prefix, taken } => {
+                let choice = prefix.get(taken.len()).copied().unwrap_or(0);
+                assert!(choice < below, "a path is followed by the world it came from");
+                taken.push(Branch { taken: choice, below });
+                choice
+            }
+        };
+        if let Some(record) = &mut self.record {
+            record.lanes[lane as usize].push(choice);
         }
+        choice
     }
 
     /// True `percent` times in a hundred.
     pub fn chance(&mut self, lane: Lane, percent: u64) -> bool {
+        if matches!(self.source, Source::Path { .. }) {
+            // On a path all that can happen does, once each way.
+            return percent > 0 && (percent >= 100 || self.draw(lane, 2) == 1);
+        }
         // Drawn even if it is certain, so that a ratio of zero does not shift what follows.
-        self.draw(lane, 100) < percent
+        self.draw(lane, 100) >= 100 - percent.min(100)
     }
 
     /// One of a range.
@@ -101,13 +242,22 @@ impl Tape {
         &list[self.draw(lane, list.len() as u64) as usize]
     }
 
-    /// A length up to `most`, short ones far more often than long ones.
+    /// A length up to `most`, short ones far more often than long ones; the plainest is 0.
     pub fn length(&mut self, lane: Lane, most: u64) -> u64 {
         let bits = 64 - most.leading_zeros();
         let width = self.draw(lane, u64::from(bits) + 1);
         let most = if width >= 63 { most } else { most.min(1 << width) };
         self.draw(lane, most + 1)
     }
+}
+
+/// The path that comes after this one, if any.
+#[must_use]
+pub fn next_path(taken: &[Branch]) -> Option<Vec<u64>> {
+    let last = taken.iter().rposition(|branch| branch.taken + 1 < branch.below)?;
+    let mut prefix: Vec<u64> = taken[..=last].iter().map(|branch| branch.taken).collect();
+    prefix[last] += 1;
+    Some(prefix)
 }
 
 #[cfg(test)]
@@ -127,13 +277,43 @@ mod tests {
     }
 
     #[test]
-    fn a_recorded_tape_is_followed_by_fixed_choices() {
-        let draw = || {
-            let mut tape = Tape::recorded(vec![5, 1, 2]);
-            assert_eq!(tape.draw(Lane::Net, 10), 5);
-            assert_eq!(tape.draw(Lane::Net, 1000), 0x0102);
-            (0..20).map(|_| tape.draw(Lane::Net, 10)).collect::<Vec<_>>()
+    fn bytes_are_followed_by_the_plainest_choices() {
+        let mut tape = Tape::bytes(vec![5, 1, 2]);
+        assert_eq!(tape.draw(Lane::Net, 10), 5);
+        assert_eq!(tape.draw(Lane::Net, 1000), 0x0102);
+        assert!((0..20).all(|_| tape.draw(Lane::Net, 10) == 0 && !tape.chance(Lane::Net, 99)));
+    }
+
+    #[test]
+    fn what_was_drawn_replays_from_its_text() {
+        let draw = |mut tape: Tape| {
+            let lanes = Lane::ALL.into_iter().cycle().take(40);
+            let all: Vec<u64> = lanes.map(|lane| tape.draw(lane, 1 << 33)).collect();
+            (all, tape)
         };
-        assert_eq!(draw(), draw());
+        let (first, tape) = draw(Tape::seeded(3).recording());
+        let text = tape.recorded().expect("it was recorded").to_string();
+        let script: Script = text.parse().expect("its own text");
+        assert_eq!(script.choices(), 40);
+        assert_eq!(draw(Tape::script(script)).0, first);
+        assert_eq!("net 3 5 # why\n\n".parse::<Script>().expect("valid").lanes[2], [0, 0, 0, 5]);
+        for wrong in ["net", "net 1", "net x 1", "nothing 1 2", "net 99999999999 1"] {
+            assert!(wrong.parse::<Script>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn paths_are_all_different_and_all_there_are() {
+        let mut seen = Vec::new();
+        let mut next = Some(Vec::new());
+        while let Some(prefix) = next {
+            let mut tape = Tape::path(prefix);
+            let first = tape.draw(Lane::Client, 2);
+            let rest: Vec<u64> = (0..first + 1).map(|_| tape.draw(Lane::Net, 3)).collect();
+            seen.push((first, rest));
+            next = next_path(tape.taken());
+        }
+        assert_eq!(seen.len(), 3 + 9);
+        assert!(seen.windows(2).all(|pair| pair[0] < pair[1]));
     }
 }

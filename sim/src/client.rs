@@ -7,6 +7,7 @@ use std::ops::Range;
 use glassine_core::Errno;
 use glassine_core::wire::{self, RequestHeader};
 
+use crate::broken::Broken;
 use crate::choice::{Lane, Tape};
 use crate::model::{Content, Model, Moment, payload_byte};
 use crate::swarm::Swarm;
@@ -24,7 +25,20 @@ pub struct Asked {
     verdict: Option<Errno>,
     /// When its first byte left.
     pub issued_at: Moment,
+    /// The position of its last byte among all that were queued.
+    end: u64,
     sent: bool,
+}
+
+/// Something a client noticed, for the trace.
+#[derive(Debug, Clone, Copy)]
+pub enum Noticed {
+    /// It made this request.
+    Asks(RequestHeader),
+    /// The last byte of a request has left.
+    Sent(u64),
+    /// A request was answered, with this error or 0.
+    Answered(u64, u32),
 }
 
 /// What has to be answered with which bytes.
@@ -57,8 +71,12 @@ pub struct Client {
     /// It will make no more requests, and leaves when all are answered.
     pub leaving: bool,
     said_goodbye: bool,
+    /// It sends no byte from this position on.
+    silent_from: u64,
     /// Requests answered.
     pub answered: u64,
+    /// What it noticed since this was last taken.
+    pub noticed: Vec<Noticed>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -74,6 +92,8 @@ pub struct View {
     pub size_bytes: u64,
     /// Whether writes are refused.
     pub read_only: bool,
+    /// The longest payload.
+    pub payload_bytes_max: u32,
     /// An error may have come from a fault since this moment.
     pub now: Moment,
 }
@@ -106,9 +126,14 @@ impl Client {
             deaf: tape.chance(LANE, swarm.deaf_percent),
             leaving: false,
             said_goodbye: false,
+            silent_from: u64::MAX,
             answered: 0,
+            noticed: Vec::new(),
         };
         client.queue_handshake(tape);
+        if tape.chance(LANE, swarm.vanish_percent) {
+            client.silent_from = tape.length(LANE, 50_000);
+        }
         client
     }
 
@@ -154,13 +179,37 @@ impl Client {
     /// Whether there are bytes to send.
     #[must_use]
     pub fn has_output(&self) -> bool {
-        !self.out.is_empty()
+        self.output_bytes() > 0
     }
 
-    /// How many bytes it has to send.
+    /// How many bytes it has to send, and will.
     #[must_use]
     pub fn output_bytes(&self) -> usize {
-        self.out.len()
+        self.out.len().min(self.silent_from.saturating_sub(self.pushed) as usize)
+    }
+
+    /// Whether it has fallen silent.
+    #[must_use]
+    pub fn is_silent(&self) -> bool {
+        self.pushed >= self.silent_from
+    }
+
+    /// Whether it has begun something that the server may expect it to finish.
+    #[must_use]
+    pub fn is_in_the_middle(&self) -> bool {
+        self.reading != Reading::Replies || matches!(self.marks.front(), Some((_, Mark::Ends(_))))
+    }
+
+    /// Whether its handshake is done.
+    #[must_use]
+    pub fn is_in_transmission(&self) -> bool {
+        self.reading == Reading::Replies
+    }
+
+    /// Requests made of which the last byte lies before a position, and that have no answer.
+    pub fn unanswered_before(&self, position: u64) -> impl Iterator<Item = u64> {
+        let before = self.asked.iter().filter(move |(_, asked)| asked.end <= position);
+        before.map(|(cookie, _)| *cookie)
     }
 
     /// Whether it waits for nothing and has nothing to say.
@@ -190,6 +239,7 @@ impl Client {
                     if let Some(version) = asked.change {
                         model.sent(version, now);
                     }
+                    self.noticed.push(Noticed::Sent(cookie));
                 }
                 _ => break,
             }
@@ -264,6 +314,7 @@ impl Client {
 
     fn queue_request(&mut self, header: RequestHeader, view: View, model: &mut Model) {
         let verdict = verdict(&header, view);
+        self.noticed.push(Noticed::Asks(header));
         let bytes = header.offset..header.offset.wrapping_add(u64::from(header.length));
         let change = match header.command {
             _ if verdict.is_some() || header.length == 0 => None,
@@ -283,8 +334,9 @@ impl Client {
             self.queue(&payload);
         }
         self.marks.push_back((self.queued, Mark::Ends(cookie)));
-        let issued_at = view.now;
-        self.asked.insert(cookie, Asked { header, change, verdict, issued_at, sent: false });
+        let (issued_at, end) = (view.now, self.queued);
+        let asked = Asked { header, change, verdict, issued_at, end, sent: false };
+        self.asked.insert(cookie, asked);
     }
 
     /// Bytes have arrived. Fails if they are not what they may be.
@@ -294,7 +346,7 @@ impl Client {
         model: &mut Model,
         now: Moment,
         excuses: &impl Excuses,
-    ) -> Result<(), String> {
+    ) -> Result<(), Broken> {
         self.inbox.extend(bytes);
         loop {
             let inbox: &[u8] = self.inbox.make_contiguous();
@@ -325,20 +377,21 @@ impl Client {
         model: &mut Model,
         now: Moment,
         excuses: &impl Excuses,
-    ) -> Result<usize, String> {
+    ) -> Result<usize, Broken> {
         let inbox: &[u8] = self.inbox.make_contiguous();
         const HEADER: usize = wire::SIMPLE_REPLY_BYTES;
         if inbox.len() < HEADER {
             return Ok(0);
         }
         if wire::be32(inbox, 0) != wire::SIMPLE_REPLY_MAGIC {
-            return Err(format!("a reply begins with {:#x}: out of step", wire::be32(inbox, 0)));
+            let magic = wire::be32(inbox, 0);
+            return Broken::by("replies in step", format!("a reply begins with {magic:#x}"));
         }
         let (error, cookie) = (wire::be32(inbox, 4), wire::be64(inbox, 8));
         let Some(asked) = self.asked.get(&cookie) else {
-            return Err(format!(
-                "a reply to {cookie:#x}, which was not asked or is answered already"
-            ));
+            let text =
+                format!("a reply to {cookie:#x}, which was not asked or is answered already");
+            return Broken::by("one reply a request", text);
         };
         let header = asked.header;
         let is_data = header.command == wire::CMD_READ && error == 0;
@@ -347,7 +400,8 @@ impl Client {
             return Ok(0);
         };
         if !asked.sent {
-            return Err(format!("{header:?} was answered before it was sent"));
+            let text = format!("{header:?} was answered before it was sent");
+            return Broken::by("one reply a request", text);
         }
         let since = asked.issued_at;
         if error != asked.verdict.map_or(0, Errno::code) {
@@ -373,10 +427,8 @@ impl Client {
                     _ => false,
                 };
             if !explained {
-                return Err(format!(
-                    "{header:?} was answered {error}, expected {:?}",
-                    asked.verdict
-                ));
+                let text = format!("{header:?} was answered {error}, expected {:?}", asked.verdict);
+                return Broken::by("error of a reply", text);
             }
         }
         if is_data {
@@ -392,26 +444,27 @@ impl Client {
         }
         self.asked.remove(&cookie);
         self.answered += 1;
+        self.noticed.push(Noticed::Answered(cookie, error));
         Ok(HEADER + length)
     }
 }
 
-fn greeting(inbox: &[u8]) -> Result<usize, String> {
+fn greeting(inbox: &[u8]) -> Result<usize, Broken> {
     if inbox.len() < 18 {
         return Ok(0);
     }
     if wire::be64(inbox, 0) != wire::GREETING_MAGIC || wire::be16(inbox, 16) != 3 {
-        return Err("a wrong greeting".to_owned());
+        return Broken::by("handshake", "a wrong greeting");
     }
     Ok(18)
 }
 
-fn option_reply(inbox: &[u8], options_left: &mut u64) -> Result<usize, String> {
+fn option_reply(inbox: &[u8], options_left: &mut u64) -> Result<usize, Broken> {
     if *options_left == 0 || inbox.len() < 20 {
         return Ok(0);
     }
     if wire::be64(inbox, 0) != wire::OPTION_REPLY_MAGIC {
-        return Err("an option reply without its magic".to_owned());
+        return Broken::by("handshake", "an option reply without its magic");
     }
     let (kind, length) = (wire::be32(inbox, 12), wire::be32(inbox, 16) as usize);
     if inbox.len() < 20 + length {
@@ -439,7 +492,8 @@ fn verdict(header: &RequestHeader, view: View) -> Option<Errno> {
     if view.read_only && (writes.contains(&header.command) || header.command == wire::CMD_TRIM) {
         return Some(Errno::Perm);
     }
-    if header.command == wire::CMD_READ && header.length > 64 << 20 {
+    let has_payload = [wire::CMD_READ, wire::CMD_WRITE].contains(&header.command);
+    if has_payload && header.length > view.payload_bytes_max {
         return Some(Errno::Invalid);
     }
     let beyond =
@@ -461,24 +515,28 @@ fn inward(bytes: &Range<u64>, size_bytes: u64) -> Range<u64> {
 fn draw_range(tape: &mut Tape, swarm: &Swarm) -> (u64, u32) {
     let size = swarm.size_bytes;
     let blocks = size.div_ceil(BLOCK);
-    let hot = if tape.chance(LANE, 80) { swarm.hot_blocks.min(blocks) } else { blocks };
+    let hot = if tape.chance(LANE, 20) { blocks } else { swarm.hot_blocks.min(blocks) };
     let mut start = tape.draw(LANE, hot) * BLOCK;
     let mut length = tape.length(LANE, swarm.length_max);
-    if tape.chance(LANE, swarm.aligned_percent) {
-        length = (length / BLOCK).max(1) * BLOCK;
-    } else {
+    if tape.chance(LANE, 100 - swarm.aligned_percent) {
         start += tape.draw(LANE, BLOCK);
+    } else {
+        length = (length / BLOCK).max(1) * BLOCK;
+    }
+    if !tape.chance(LANE, 3) {
+        length = length.min(u64::from(swarm.limits.payload_bytes_max));
     }
     let start = start.min(size);
     (start, length.min(size - start) as u32)
 }
 
 fn break_a_rule(tape: &mut Tape, swarm: &Swarm, header: &mut RequestHeader) {
-    match tape.draw(LANE, 7) {
-        0 => header.command = 7 + tape.draw(LANE, 60_000) as u16,
-        1 => header.flags |= 1 << *tape.pick(LANE, &[1, 2, 3, 5, 9, 15]),
-        2 => header.offset = swarm.size_bytes - header.offset.min(5),
-        3 => {
+    match tape.draw(LANE, 8) {
+        0 => header.length = 0,
+        1 => header.command = 7 + tape.draw(LANE, 60_000) as u16,
+        2 => header.flags |= 1 << *tape.pick(LANE, &[1, 2, 3, 5, 9, 15]),
+        3 => header.offset = swarm.size_bytes - header.offset.min(5),
+        4 => {
             header.offset = u64::MAX - tape.draw(LANE, 5000);
             header.command = *tape.pick(LANE, &[0, 4, 5, 6]);
             // FLUSH covers no range, so any will do; found by a fuzzer as an overflow.
@@ -486,12 +544,16 @@ fn break_a_rule(tape: &mut Tape, swarm: &Swarm, header: &mut RequestHeader) {
                 header.command = wire::CMD_FLUSH;
             }
         }
-        4 => header.length = u32::MAX - tape.draw(LANE, 5000) as u32,
-        5 => {
-            header.command = wire::CMD_WRITE;
+        5 => header.length = u32::MAX - tape.draw(LANE, 5000) as u32,
+        6 => {
+            header.command = *tape.pick(LANE, &[wire::CMD_WRITE, wire::CMD_WRITE_ZEROES]);
             header.offset = swarm.size_bytes - header.offset.min(100);
             header.length = 200;
         }
-        _ => header.length = 0,
+        _ if swarm.limits.payload_bytes_max > 100_000 => header.length = 0,
+        _ => {
+            header.command = wire::CMD_WRITE;
+            header.length = swarm.limits.payload_bytes_max + 1 + tape.draw(LANE, 5000) as u32;
+        }
     }
 }

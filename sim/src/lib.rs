@@ -7,11 +7,16 @@
 
 #![forbid(unsafe_code)]
 
+pub mod broken;
 pub mod choice;
 pub mod client;
 pub mod model;
 pub mod net;
+pub mod picture;
+pub mod planted;
 pub mod scenario;
+pub mod shrink;
 pub mod swarm;
+pub mod sweep;
 pub mod trace;
 pub mod world;

@@ -1,25 +1,40 @@
-//! `sim`: long sweeps, and a closer look at one seed.
+//! `sim`: long sweeps, and a closer look at one run.
 
+use std::fs;
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread;
-use std::time::Instant;
 
-use clap::{Parser, Subcommand};
-use sim::choice::Tape;
+use anyhow::{Context, bail};
+use clap::{Args, Parser, Subcommand};
+use glassine_core::judge::{self, Bug, Mark};
+use sim::choice::{Script, Tape};
+use sim::planted::{self, Search};
 use sim::scenario::{self, Failure};
+use sim::shrink;
+use sim::sweep::{self, Options, Sweep};
+use sim::trace::Trace;
 
 /// The deterministic simulator of Glassine's core.
 #[derive(Debug, Parser)]
 #[command(
     name = "sim",
-    after_help = "Exit codes:
+    after_help = "Examples:
+  sim run --seeds 1000 --twice           a thousand worlds, each twice with equal traces
+  sim sweep --seeds 1000000              a long sweep: failures by check, marks never hit
+  sim replay --seed 17                   every event of one world
+  sim shrink --seed 17 --out short.tape  the plainest tape that fails like seed 17
+  sim replay --tape short.tape --html out.html
+  sim planted --trials 10                does every planted bug get caught, and how soon?
+  sim exhaust                            every interleaving of all small worlds
+
+Exit codes:
    0  no failure
-   2  the command line is wrong
+   1  a planted bug was not found, or a mark was never hit
+   2  the command line or a file is wrong
   10  the core broke one of its own assertions
   11  wrong bytes, a wrong error, or a broken rule
-  12  something never came to an end
+  12  something never came to an end, or waited for what it must not
   13  two runs of one seed differed"
 )]
 struct Cli {
@@ -31,91 +46,309 @@ struct Cli {
 enum Command {
     /// Run many seeds; stop at the first failure.
     Run {
-        /// How many.
-        #[arg(long, default_value_t = 1000)]
-        seeds: u64,
-        /// The first of them.
-        #[arg(long, default_value_t = 0)]
-        start: u64,
+        #[command(flatten)]
+        seeds: Seeds,
         /// Run each seed twice and compare.
         #[arg(long)]
         twice: bool,
         /// Go on after a failure, and count them.
         #[arg(long)]
         all: bool,
-    },
-    /// Run one seed and print every event.
-    Replay {
-        /// Which.
+        /// Plant a bug in the core.
+        #[arg(long, value_parser = parse_bug, value_name = "BUG")]
+        plant: Option<Bug>,
+        /// Spoil a reply in every hundredth seed: a sweep that does not report them is blind.
         #[arg(long)]
-        seed: u64,
+        canary: bool,
     },
+    /// Run one world and print every event, or draw it.
+    Replay {
+        #[command(flatten)]
+        which: Which,
+        /// Write a picture of it to this file instead: one HTML page that needs nothing else.
+        #[arg(long, value_name = "FILE")]
+        html: Option<PathBuf>,
+    },
+    /// Make a failing tape as plain as it can be.
+    Shrink {
+        #[command(flatten)]
+        which: Which,
+        /// Write the tape to this file instead of printing it.
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+        /// Give up after so many runs.
+        #[arg(long, default_value_t = 20_000)]
+        runs: u64,
+    },
+    /// Run very many seeds, count failures by the check that found them, and name the marks never hit.
+    Sweep {
+        #[command(flatten)]
+        seeds: Seeds,
+    },
+    /// Run every interleaving of all small worlds.
+    Exhaust,
+    /// Plant every bug there is, and tell how soon each is found.
+    Planted {
+        /// Only these; all if none is named.
+        #[arg(value_parser = parse_bug, value_name = "BUG")]
+        bugs: Vec<Bug>,
+        /// Independent searches for each.
+        #[arg(long, default_value_t = 10)]
+        trials: u64,
+        /// Seeds after which a search gives up.
+        #[arg(long, default_value_t = 20_000)]
+        budget: u64,
+    },
+    /// Tell how many seeds take each rare path of the core.
+    Marks {
+        #[command(flatten)]
+        seeds: Seeds,
+    },
+}
+
+#[derive(Debug, Clone, Copy, Args)]
+struct Seeds {
+    /// How many.
+    #[arg(long, default_value_t = 1000)]
+    seeds: u64,
+    /// The first of them.
+    #[arg(long, default_value_t = 0)]
+    start: u64,
+}
+
+/// Which world.
+#[derive(Debug, Args)]
+struct Which {
+    /// The world of a seed.
+    #[arg(long, required_unless_present_any = ["tape", "bytes"])]
+    seed: Option<u64>,
+    /// The world of a tape, as `shrink` writes it.
+    #[arg(long, value_name = "FILE", conflicts_with = "seed")]
+    tape: Option<PathBuf>,
+    /// The world of a fuzzer's input.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["seed", "tape"])]
+    bytes: Option<PathBuf>,
+    /// Plant a bug in the core.
+    #[arg(long, value_parser = parse_bug, value_name = "BUG")]
+    plant: Option<Bug>,
+}
+
+fn parse_bug(name: &str) -> Result<Bug, String> {
+    let named = Bug::ALL.iter().copied().find(|bug| bug.id() == name);
+    named.ok_or_else(|| {
+        let all: Vec<_> = Bug::ALL.iter().map(|bug| bug.id()).collect();
+        format!("there is no such bug; those there are: {}", all.join(", "))
+    })
+}
+
+impl Which {
+    fn tape(&self) -> anyhow::Result<Tape> {
+        if let Some(path) = &self.tape {
+            let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+            let script: Script = text
+                .parse()
+                .map_err(anyhow::Error::msg)
+                .with_context(|| path.display().to_string())?;
+            return Ok(Tape::script(script));
+        }
+        if let Some(path) = &self.bytes {
+            return Ok(Tape::bytes(fs::read(path).with_context(|| path.display().to_string())?));
+        }
+        Ok(Tape::seeded(self.seed.expect("one of the three is required")))
+    }
+
+    /// The arguments that name this world.
+    fn arguments(&self) -> String {
+        let mut text = match (&self.seed, &self.tape, &self.bytes) {
+            (Some(seed), _, _) => format!("--seed {seed}"),
+            (_, Some(path), _) => format!("--tape {}", path.display()),
+            (_, _, Some(path)) => format!("--bytes {}", path.display()),
+            _ => String::new(),
+        };
+        if let Some(bug) = self.plant {
+            text += &format!(" --plant {}", bug.id());
+        }
+        text
+    }
 }
 
 fn main() -> ExitCode {
-    match Cli::parse().command {
-        Command::Run { seeds, start, twice, all } => run(start, seeds, twice, all),
-        Command::Replay { seed } => match scenario::run(Tape::seeded(seed), true) {
-            Ok(report) => {
-                println!("{report:?}");
-                ExitCode::SUCCESS
+    let outcome = match Cli::parse().command {
+        Command::Run { seeds, twice, all, plant, canary } => {
+            Ok(run(seeds, Options { twice, all, plant, canary }))
+        }
+        Command::Replay { which, html } => replay(&which, html),
+        Command::Shrink { which, out, runs } => shrink_one(&which, out, runs),
+        Command::Sweep { seeds } => Ok(long_sweep(seeds)),
+        Command::Exhaust => Ok(exhaust()),
+        Command::Planted { bugs, trials, budget } => Ok(plant(&bugs, trials, budget)),
+        Command::Marks { seeds } => Ok(marks(seeds)),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("sim: {error:#}");
+        ExitCode::from(2)
+    })
+}
+
+fn run(seeds: Seeds, options: Options) -> ExitCode {
+    let sweep = sweep::sweep(range(seeds), options, |_| {});
+    summary(&sweep);
+    let Some((seed, failure)) = sweep.failures.first_key_value() else {
+        return ExitCode::SUCCESS;
+    };
+    let (seed, tape, bytes) = (Some(*seed), None, None);
+    fail(&Which { seed, tape, bytes, plant: options.plant }, failure)
+}
+
+fn range(Seeds { seeds, start }: Seeds) -> std::ops::Range<u64> {
+    start..start.saturating_add(seeds)
+}
+
+fn summary(sweep: &Sweep) {
+    let seconds = sweep.time.as_secs_f64();
+    println!(
+        "{} seeds: {} failures, {} requests answered, {} steps, {seconds:.1} s, {:.0} requests and {:.0} \
+         steps per second",
+        sweep.seeds,
+        sweep.failures.len(),
+        sweep.answered,
+        sweep.steps,
+        sweep.answered as f64 / seconds,
+        sweep.steps as f64 / seconds
+    );
+}
+
+fn fail(which: &Which, failure: &Failure) -> ExitCode {
+    let arguments = which.arguments();
+    eprintln!("{arguments} failed\n{failure}");
+    eprintln!("to see it again:  cargo run -p sim --release -- replay {arguments}");
+    eprintln!(
+        "to make it plain: cargo run -p sim --release -- shrink {arguments} --out short.tape"
+    );
+    ExitCode::from(failure.kind.exit_code())
+}
+
+fn replay(which: &Which, html: Option<PathBuf>) -> anyhow::Result<ExitCode> {
+    judge::plant(which.plant);
+    let run = scenario::run_whole(which.tape()?, Trace::complete());
+    match &html {
+        Some(path) => {
+            let page = sim::picture::page(&run, &which.arguments());
+            fs::write(path, page).with_context(|| path.display().to_string())?;
+            println!("a picture of it is in {}", path.display());
+        }
+        None => {
+            let mut out = std::io::stdout().lock();
+            for event in run.trace.events() {
+                // A reader that goes away early wants no more.
+                if writeln!(out, "{event}").is_err() {
+                    break;
+                }
             }
-            Err(failure) => fail(seed, &failure),
-        },
+        }
+    }
+    match run.outcome {
+        Ok(report) => {
+            println!("no failure: {report:?}");
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(failure) => Ok(fail(which, &failure)),
     }
 }
 
-fn run(start: u64, seeds: u64, twice: bool, all: bool) -> ExitCode {
-    let began = Instant::now();
-    let next = AtomicU64::new(start);
-    let failures: Mutex<Vec<(u64, Box<Failure>)>> = Mutex::default();
-    let (steps, answered) = (AtomicU64::new(0), AtomicU64::new(0));
-    let threads = thread::available_parallelism().map_or(1, usize::from);
-    thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    let stop = !all && !failures.lock().expect("no panic").is_empty();
-                    if seed >= start + seeds || stop {
-                        return;
-                    }
-                    let outcome = if twice {
-                        scenario::run_twice(seed)
-                    } else {
-                        scenario::run(Tape::seeded(seed), false)
-                    };
-                    match outcome {
-                        Ok(report) => {
-                            steps.fetch_add(report.steps, Ordering::Relaxed);
-                            answered.fetch_add(report.answered, Ordering::Relaxed);
-                        }
-                        Err(failure) => {
-                            failures.lock().expect("no panic").push((seed, failure));
-                        }
-                    }
-                }
-            });
+fn shrink_one(which: &Which, out: Option<PathBuf>, runs: u64) -> anyhow::Result<ExitCode> {
+    judge::plant(which.plant);
+    let run = scenario::run_whole(which.tape()?.recording(), Trace::default());
+    let script = run.script.expect("it was recorded");
+    let choices = script.choices();
+    let Some(shrunk) = shrink::shrink(script, which.plant, runs) else {
+        bail!("{} does not fail: there is nothing to shrink", which.arguments());
+    };
+    let plant = which.plant.map_or(String::new(), |bug| format!(" --plant {}", bug.id()));
+    let file = out.as_deref().map_or("FILE".into(), Path::to_string_lossy);
+    let text = format!(
+        "# {}: {}\n# to see it: cargo run -p sim --release -- replay{plant} --tape {file}\n{}",
+        shrunk.failure.check,
+        shrunk.failure.message.replace('\n', " "),
+        shrunk.script
+    );
+    match &out {
+        Some(path) => fs::write(path, text).with_context(|| path.display().to_string())?,
+        None => println!("{text}"),
+    }
+    println!(
+        "{choices} choices became {} in {} runs; it still fails by the check \"{}\"",
+        shrunk.script.choices(),
+        shrunk.runs,
+        shrunk.failure.check
+    );
+    Ok(ExitCode::from(shrunk.failure.kind.exit_code()))
+}
+
+fn long_sweep(seeds: Seeds) -> ExitCode {
+    let terminal = std::io::stderr().is_terminal();
+    let sweep = sweep::sweep(range(seeds), Options { all: true, ..Options::default() }, |done| {
+        let often = if terminal { 1000 } else { 100_000 };
+        if done.is_multiple_of(often) {
+            eprintln!("{done} seeds");
         }
     });
-    let seconds = began.elapsed().as_secs_f64();
-    let answered = answered.into_inner();
-    let failures = failures.into_inner().expect("no panic");
-    println!(
-        "{seeds} seeds from {start}: {} failures, {answered} requests answered, {} steps, {seconds:.1} s, \
-         {:.0} requests per second",
-        failures.len(),
-        steps.into_inner(),
-        answered as f64 / seconds
-    );
-    match failures.iter().min_by_key(|(seed, _)| *seed) {
+    summary(&sweep);
+    for (check, (count, first)) in sweep.by_check() {
+        println!("{count} failures by the check \"{check}\", the first with seed {first}");
+    }
+    tell_never_hit(&sweep);
+    match sweep.failures.first_key_value() {
         None => ExitCode::SUCCESS,
-        Some((seed, failure)) => fail(*seed, failure),
+        Some((seed, failure)) => {
+            let (seed, tape, bytes, plant) = (Some(*seed), None, None, None);
+            fail(&Which { seed, tape, bytes, plant }, failure)
+        }
     }
 }
 
-fn fail(seed: u64, failure: &Failure) -> ExitCode {
-    eprintln!("seed {seed} failed\n{failure}");
-    eprintln!("to see it again: cargo run -p sim --release -- replay --seed {seed}");
-    ExitCode::from(failure.kind.exit_code())
+/// Answers whether there was any.
+fn tell_never_hit(sweep: &Sweep) -> bool {
+    let never: Vec<_> = sweep.never_hit().map(Mark::id).collect();
+    if !never.is_empty() {
+        println!("never hit: {}", never.join(", "));
+    }
+    !never.is_empty()
+}
+
+fn exhaust() -> ExitCode {
+    ExitCode::SUCCESS
+}
+
+fn plant(bugs: &[Bug], trials: u64, budget: u64) -> ExitCode {
+    let bugs = if bugs.is_empty() { Bug::ALL } else { bugs };
+    let search = Search { trials, seeds_max: budget };
+    let terminal = std::io::stderr().is_terminal();
+    let all = planted::search(bugs, search, |found| {
+        if terminal {
+            eprintln!("{}: {} of {trials}", found.bug.id(), found.seeds.len());
+        }
+    });
+    println!("{}", planted::HEAD);
+    all.iter().for_each(|found| println!("{found}"));
+    let missed: Vec<_> =
+        all.iter().filter(|found| !found.always()).map(|found| found.bug.id()).collect();
+    if missed.is_empty() {
+        println!(
+            "\nall {} bugs found in each of {trials} searches of at most {budget} seeds",
+            all.len()
+        );
+        return ExitCode::SUCCESS;
+    }
+    println!("\nnot always found within {budget} seeds: {}", missed.join(", "));
+    ExitCode::from(1)
+}
+
+fn marks(seeds: Seeds) -> ExitCode {
+    let sweep = sweep::sweep(range(seeds), Options { all: true, ..Options::default() }, |_| {});
+    for mark in Mark::ALL {
+        let count = sweep.marks.get(mark).copied().unwrap_or(0);
+        println!("{count:>8}  {:<22} {}", mark.id(), mark.text());
+    }
+    ExitCode::from(u8::from(tell_never_hit(&sweep)))
 }

@@ -7,6 +7,8 @@
 
 use std::ops::Range;
 
+use crate::broken::Broken;
+
 const BLOCK: u64 = 4096;
 
 /// A moment of a run: its step.
@@ -104,12 +106,15 @@ impl Model {
     }
 
     /// It was answered with an error. Fails if it has been seen.
-    pub fn refused(&mut self, version: usize) -> Result<(), String> {
+    pub fn refused(&mut self, version: usize) -> Result<(), Broken> {
         let change = &mut self.changes[version];
         change.refused = true;
         match change.effect_by {
             None => Ok(()),
-            Some(at) => Err(format!("change {version} was refused, but a READ showed it at {at}")),
+            Some(at) => {
+                let text = format!("change {version} was refused, but a READ showed it at {at}");
+                Broken::by("refused write seen", text)
+            }
         }
     }
 
@@ -120,7 +125,7 @@ impl Model {
         data: &[u8],
         issued: Moment,
         now: Moment,
-    ) -> Result<(), String> {
+    ) -> Result<(), Broken> {
         assert_eq!(data.len() as u64, bytes.end - bytes.start);
         let mut shown = Vec::new();
         let mut start = bytes.start;
@@ -207,13 +212,13 @@ impl Model {
         issued: Moment,
         now: Moment,
         shown: &mut Vec<Shown>,
-    ) -> Result<(), String> {
+    ) -> Result<(), Broken> {
         let all: Vec<usize> = std::iter::once(INITIAL).chain(self.covering(&run)).collect();
         let mut found = all.iter().copied().filter(|version| {
             self.is_admissible(*version, &run, issued, now) && self.matches(*version, &run, data)
         });
         let Some(first) = found.next() else {
-            return Err(self.explain(&run, data, &all, issued, now));
+            return Broken::by("bytes of a reply", self.explain(&run, data, &all, issued, now));
         };
         // A few bytes may look like another version by chance.
         if found.next().is_none() && data.len() >= 8 {
@@ -255,7 +260,7 @@ impl Model {
     }
 
     /// One reply is one point in time: where one change shows, it (or a later one) shows everywhere.
-    fn check_one_moment(&self, shown: &[Shown]) -> Result<(), String> {
+    fn check_one_moment(&self, shown: &[Shown]) -> Result<(), Broken> {
         for one in shown.iter().filter(|one| one.version != INITIAL) {
             for other in shown.iter().filter(|other| other.version != one.version) {
                 if !self.covers(one.version, &other.bytes) {
@@ -264,11 +269,12 @@ impl Model {
                 let older = self.is_before(other.version, one.version);
                 let crossed = other.version != INITIAL && self.covers(other.version, &one.bytes);
                 if older || crossed {
-                    return Err(format!(
-                        "a torn reply: bytes {:?} show change {} but bytes {:?}, which it covers, \
-                         show version {} of another moment",
+                    let text = format!(
+                        "bytes {:?} show change {} but bytes {:?}, which it covers, show version {} \
+                         of another moment",
                         one.bytes, one.version, other.bytes, other.version as i64
-                    ));
+                    );
+                    return Broken::by("one moment", text);
                 }
             }
         }
@@ -305,7 +311,7 @@ mod tests {
     fn a_stale_write_is_refused() {
         let mut model = two_writes();
         let error = model.check(0..8192, &payload(0, 0..8192), 30, 40).unwrap_err();
-        assert!(error.contains("show change 0"), "{error}");
+        assert!(error.text.contains("show change 0"), "{error}");
     }
 
     #[test]
@@ -315,7 +321,7 @@ mod tests {
         let mut torn = payload(1, 0..4096);
         torn.extend(payload(0, 4096..8192));
         let error = model.check(0..8192, &torn, 18, 40).unwrap_err();
-        assert!(error.contains("torn"), "{error}");
+        assert_eq!(error.check, "one moment", "{error}");
     }
 
     #[test]
@@ -324,14 +330,14 @@ mod tests {
         let mut mixed = payload(1, 0..100);
         mixed.extend(payload(0, 100..4096));
         let error = model.check(0..4096, &mixed, 18, 40).unwrap_err();
-        assert!(error.contains("more than one version"), "{error}");
+        assert!(error.text.contains("more than one version"), "{error}");
     }
 
     #[test]
     fn foreign_bytes_are_named() {
         let mut model = two_writes();
         let error = model.check(12288..16384, &payload(1, 0..4096), 30, 40).unwrap_err();
-        assert!(error.contains("more than one version, or of none"), "{error}");
+        assert!(error.text.contains("more than one version, or of none"), "{error}");
         let template: Vec<u8> = (12288..16384).map(template_byte).collect();
         assert!(
             model.check(12288..16384, &template, 30, 40).is_err(),

@@ -4,7 +4,9 @@ use std::cell::RefCell;
 use std::fmt;
 use std::panic::{self, AssertUnwindSafe};
 
-use crate::choice::Tape;
+use crate::broken::Broken;
+use crate::choice::{Script, Tape};
+use crate::trace::Trace;
 use crate::world::World;
 
 /// How a run ended well.
@@ -49,8 +51,12 @@ impl FailureKind {
 pub struct Failure {
     /// What kind of mistake it is.
     pub kind: FailureKind,
+    /// Which checker found it, in a word or two.
+    pub check: String,
     /// What was found, in words.
     pub message: String,
+    /// At which step.
+    pub steps: u64,
     /// The drawn configuration.
     pub configuration: String,
     /// The last events.
@@ -59,7 +65,8 @@ pub struct Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{:?}: {}", self.kind, self.message)?;
+        writeln!(f, "{:?}, found by the check \"{}\": {}", self.kind, self.check, self.message)?;
+        writeln!(f, "commit: {}", env!("SIM_COMMIT"))?;
         writeln!(f, "configuration: {}", self.configuration)?;
         write!(f, "last events (step, connection, what, numbers):\n{}", self.trace)
     }
@@ -69,45 +76,86 @@ impl fmt::Display for Failure {
 const FAULTY_STEPS_MAX: u64 = 40_000;
 const HEALING_STEPS_MAX: u64 = 1_500_000;
 
+/// Everything about a run, for whoever wants more than the verdict.
+#[derive(Debug)]
+pub struct Run {
+    /// How it ended.
+    pub outcome: Result<Report, Box<Failure>>,
+    /// What was drawn, if the tape was recording.
+    pub script: Option<Script>,
+    /// What happened, if the trace was complete.
+    pub trace: Trace,
+}
+
 /// Runs a world to its end.
-pub fn run(tape: Tape, print: bool) -> Result<Report, Box<Failure>> {
-    let mut world = World::new(tape, print);
-    let outcome = quietly(|| live(&mut world));
-    let (kind, message) = match outcome {
-        Ok(Ok(())) => {
-            return Ok(Report {
-                hash: world.trace.hash(),
-                steps: world.steps(),
-                answered: world.answered(),
-            });
+pub fn run(tape: Tape) -> Result<Report, Box<Failure>> {
+    run_whole(tape, Trace::default()).outcome
+}
+
+/// Runs a world to its end, and keeps what the tape and the trace keep.
+pub fn run_whole(tape: Tape, trace: Trace) -> Run {
+    run_world(World::new(tape, trace))
+}
+
+/// Runs a world in which one bit of one reply is spoiled on its way: a canary, which the oracle must
+/// notice.
+pub fn run_spoiled(tape: Tape, trace: Trace) -> Run {
+    let mut world = World::new(tape, trace);
+    world.spoil_a_reply();
+    run_world(world)
+}
+
+fn run_world(mut world: World) -> Run {
+    let outcome = match quietly(|| live(&mut world)) {
+        Ok(Ok(())) => Ok(Report {
+            hash: world.trace.hash(),
+            steps: world.steps(),
+            answered: world.answered(),
+        }),
+        Ok(Err((kind, broken))) => Err((kind, broken.check.to_owned(), broken.text)),
+        // The place of the assertion is its name; the line would change with every edit.
+        Err(Panicked { file, message }) => {
+            Err((FailureKind::Panic, format!("assertion in {file}"), message))
         }
-        Ok(Err((kind, message))) => (kind, message),
-        Err(message) => (FailureKind::Panic, message),
     };
-    let configuration = format!("{:?}", world.swarm);
-    let trace = world.trace.tail();
-    Err(Box::new(Failure { kind, message, configuration, trace }))
+    let outcome = outcome.map_err(|(kind, check, message)| {
+        let configuration = format!("{:?}", world.swarm);
+        let trace = world.trace.tail();
+        let steps = world.steps();
+        Box::new(Failure { kind, check, message, steps, configuration, trace })
+    });
+    Run { outcome, script: world.tape.recorded().cloned(), trace: world.trace }
 }
 
 /// Runs a seed twice: both must succeed, and be the same.
 pub fn run_twice(seed: u64) -> Result<Report, Box<Failure>> {
-    let first = run(Tape::seeded(seed), false)?;
-    let second = run(Tape::seeded(seed), false)?;
+    let first = run(Tape::seeded(seed))?;
+    let second = run(Tape::seeded(seed))?;
     if first == second {
         return Ok(first);
     }
     Err(Box::new(Failure {
         kind: FailureKind::NonDeterministic,
+        check: "same tape, same run".to_owned(),
         message: format!("{first:?} the first time, {second:?} the second"),
+        steps: first.steps,
         configuration: String::new(),
         trace: String::new(),
     }))
 }
 
-fn live(world: &mut World) -> Result<(), (FailureKind, String)> {
-    let wrong = |message| (FailureKind::Wrong, message);
+fn live(world: &mut World) -> Result<(), (FailureKind, Broken)> {
+    let wrong = |broken| (FailureKind::Wrong, broken);
+    let stuck = |broken| (FailureKind::Stuck, broken);
+    let mut probes = world.swarm.probes;
+    let mut probe_at = world.draw_steps();
     // Safety: faults are on.
     while !world.is_spent() && world.steps() < FAULTY_STEPS_MAX {
+        if probes > 0 && world.steps() >= probe_at {
+            probes -= 1;
+            probe_at = world.steps() + world.draw_steps();
+            world.probe().map_err(stuck)?;
+        }
         if !world.step().map_err(wrong)? {
             break;
         }
@@ -122,32 +170,44 @@ fn live(world: &mut World) -> Result<(), (FailureKind, String)> {
     let limit = world.steps() + HEALING_STEPS_MAX;
     while !world.is_over() {
         if !world.step().map_err(wrong)? || world.steps() > limit {
-            return Err((FailureKind::Stuck, world.stuck()));
+            let (check, text) = ("everything ends", world.stuck());
+            return Err((FailureKind::Stuck, Broken { check, text }));
         }
     }
     world.check_end().map_err(wrong)
 }
 
+/// A panic that was caught.
+#[derive(Debug, Default)]
+struct Panicked {
+    file: String,
+    message: String,
+}
+
 thread_local! {
-    static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
+    static PANIC: RefCell<Option<Panicked>> = const { RefCell::new(None) };
 }
 
 /// Runs something that may panic; answers the panic's message and place instead of printing them.
-fn quietly<T>(body: impl FnOnce() -> T) -> Result<T, String> {
+fn quietly<T>(body: impl FnOnce() -> T) -> Result<T, Panicked> {
     static HOOK: std::sync::Once = std::sync::Once::new();
     HOOK.call_once(|| {
         let usual = panic::take_hook();
         panic::set_hook(Box::new(move |info| {
             let caught = PANIC.with_borrow_mut(|slot| {
-                slot.as_mut().map(|message| *message = info.to_string()).is_some()
+                let Some(slot) = slot else { return false };
+                let path = info.location().map_or("", |location| location.file());
+                slot.file = path.rsplit('/').next().unwrap_or_default().to_owned();
+                slot.message = info.to_string();
+                true
             });
             if !caught {
                 usual(info);
             }
         }));
     });
-    PANIC.set(Some(String::new()));
+    PANIC.set(Some(Panicked::default()));
     let outcome = panic::catch_unwind(AssertUnwindSafe(body));
-    let message = PANIC.take();
-    outcome.map_err(|_| message.unwrap_or_default())
+    let caught = PANIC.take();
+    outcome.map_err(|_| caught.unwrap_or_default())
 }

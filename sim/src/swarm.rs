@@ -22,6 +22,8 @@ pub struct Swarm {
     pub template_bytes: u64,
     /// The quota.
     pub quota_bytes: u64,
+    /// The first extent by which the data file grows.
+    pub growth_slots_min: u32,
     /// Most of the requests go to this many blocks.
     pub hot_blocks: u64,
     /// The longest payload.
@@ -44,17 +46,21 @@ pub struct Swarm {
     pub reset_per_10k: u64,
     /// Clients that do not read replies before the faults stop.
     pub deaf_percent: u64,
+    /// Clients that fall silent at some byte, for ever.
+    pub vanish_percent: u64,
     /// The session's bounds.
     pub limits: Limits,
     /// Whether the time may jump past deadlines.
     pub jumps: bool,
+    /// How often one connection is to be served while something else stands still.
+    pub probes: u64,
 }
 
 impl Swarm {
-    /// Draws one.
+    /// Draws one. The first of every list is the plainest.
     pub fn draw(tape: &mut Tape) -> Self {
         const LANE: Lane = Lane::Swarm;
-        let blocks = *tape.pick(LANE, &[1, 2, 3, 8, 32, 64, 200, 600]);
+        let blocks = *tape.pick(LANE, &[1, 2, 3, 8, 32, 64, 200, 600, 1100]);
         let tail = *tape.pick(LANE, &[0, 0, 1, 511, 512, 2048, 4095]);
         let size_bytes = blocks * 4096 + tail;
         let template_bytes = match tape.draw(LANE, 4) {
@@ -63,7 +69,7 @@ impl Swarm {
             _ => tape.draw(LANE, size_bytes + 1),
         };
         let quota_bytes = match tape.draw(LANE, 3) {
-            0 => tape.draw(LANE, size_bytes + 1),
+            2 => tape.draw(LANE, size_bytes + 1),
             _ => u64::MAX,
         };
         let faults = tape.chance(LANE, 60);
@@ -72,10 +78,11 @@ impl Swarm {
             if faults { drawn } else { 0 }
         };
         let limits = Limits {
-            requests_max: *tape.pick(LANE, &[1, 2, 5, 16, 128, 256]),
-            staging_bytes: *tape.pick(LANE, &[8208, 9000, 16 << 10, 64 << 10, 256 << 10]),
-            direct_bytes_min: *tape.pick(LANE, &[0, 100, 5000, 32 << 10, 1 << 20]),
-            unsent_bytes_max: *tape.pick(LANE, &[1, 4096, 64 << 10, 1 << 20]),
+            requests_max: *tape.pick(LANE, &[16, 1, 2, 5, 128, 256]),
+            staging_bytes: *tape.pick(LANE, &[16 << 10, 8208, 9000, 64 << 10, 256 << 10]),
+            direct_bytes_min: *tape.pick(LANE, &[32 << 10, 0, 100, 5000, 1 << 20]),
+            payload_bytes_max: *tape.pick(LANE, &[1 << 20, 5000, 40_000]),
+            unsent_bytes_max: *tape.pick(LANE, &[64 << 10, 1, 4096, 1 << 20]),
             handshake_time_max: Duration::from_secs(10),
             stall_time_max: Duration::from_secs(60),
             drain_time_max: Duration::from_secs(5),
@@ -83,23 +90,26 @@ impl Swarm {
         Self {
             connections: tape.between(LANE, 1, 8),
             depth: *tape.pick(LANE, &[1, 2, 4, 16, 128]),
-            requests: tape.between(LANE, 20, 160),
+            requests: tape.between(LANE, 1, 160),
             size_bytes,
             template_bytes,
             quota_bytes,
+            growth_slots_min: *tape.pick(LANE, &[256, 1, 4, 16]),
             hot_blocks: *tape.pick(LANE, &[1, 2, 4, 1000]),
-            length_max: *tape.pick(LANE, &[600, 4096, 20_000, 300_000]),
-            aligned_percent: *tape.pick(LANE, &[0, 50, 90, 100]),
+            length_max: *tape.pick(LANE, &[4096, 600, 20_000, 300_000]),
+            aligned_percent: *tape.pick(LANE, &[100, 0, 50, 90]),
             weights: std::array::from_fn(|_| *tape.pick(LANE, &[0, 1, 1, 4, 12])),
-            pipe_bytes: std::array::from_fn(|_| *tape.pick(LANE, &[40, 1000, 5000, 100_000])),
+            pipe_bytes: std::array::from_fn(|_| *tape.pick(LANE, &[100_000, 40, 1000, 5000])),
             delay_steps: *tape.pick(LANE, &[0, 3, 30, 300]),
             never_percent: percent(tape, 8),
             fault_percent: percent(tape, 15),
             full_percent: if tape.chance(LANE, 30) { percent(tape, 100) } else { 0 },
             reset_per_10k: percent(tape, 40),
             deaf_percent: percent(tape, 40),
+            vanish_percent: percent(tape, 20),
             limits,
             jumps: tape.chance(LANE, 10) && faults,
+            probes: tape.draw(LANE, 3),
         }
     }
 }

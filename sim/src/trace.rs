@@ -1,4 +1,4 @@
-//! What is remembered of a run: a hash of every event, and the last few in words.
+//! What is remembered of a run: a hash of every event, the last few in words, or all of them.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -6,20 +6,24 @@ use std::fmt;
 /// Events kept for the report of a failure.
 const KEPT: usize = 50;
 
-/// One event: what, whose, and two numbers that say more.
+/// One event: what, whose, and numbers that say more.
 #[derive(Debug, Clone, Copy)]
 pub struct Event {
-    step: u64,
-    what: &'static str,
-    connection: u64,
-    first: u64,
-    second: u64,
+    /// The step of the run.
+    pub step: u64,
+    /// What happened.
+    pub what: &'static str,
+    /// The connection it happened to; 0 for the device.
+    pub connection: u64,
+    /// What they mean depends on what happened: see `docs/simulation.md`.
+    pub numbers: [u64; 4],
 }
 
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { step, what, connection, first, second } = self;
-        write!(f, "{step:>7}  c{connection:<3} {what:<18} {first:>10} {second:>10}")
+        let Self { step, what, connection, numbers: [first, second, third, fourth] } = self;
+        write!(f, "{step:>7}  c{connection:<3} {what:<16} ")?;
+        write!(f, "{first:>16x} {second:>10} {third:>10} {fourth:>8}")
     }
 }
 
@@ -28,39 +32,54 @@ impl fmt::Display for Event {
 pub struct Trace {
     hash: u64,
     last: VecDeque<Event>,
-    print: bool,
+    /// Every event, and those that are only watched, if they are to be kept.
+    all: Option<Vec<Event>>,
+}
+
+impl Default for Trace {
+    fn default() -> Self {
+        Self { hash: 0xcbf2_9ce4_8422_2325, last: VecDeque::with_capacity(KEPT), all: None }
+    }
 }
 
 impl Trace {
-    /// An empty trace; with `print`, events are printed as they come.
+    /// An empty trace that keeps every event.
     #[must_use]
-    pub fn new(print: bool) -> Self {
-        Self { hash: 0xcbf2_9ce4_8422_2325, last: VecDeque::with_capacity(KEPT), print }
+    pub fn complete() -> Self {
+        Self { all: Some(Vec::new()), ..Self::default() }
     }
 
     /// Notes an event.
-    pub fn note(
-        &mut self,
-        step: u64,
-        what: &'static str,
-        connection: u64,
-        first: u64,
-        second: u64,
-    ) {
-        let event = Event { step, what, connection, first, second };
-        for word in [step, what.len() as u64, connection, first, second] {
+    pub fn note(&mut self, event: Event) {
+        for word in [event.step, event.what.len() as u64, event.connection] {
             self.mix(word);
         }
-        for byte in what.bytes() {
-            self.mix(u64::from(byte));
-        }
-        if self.print {
-            println!("{event}");
-        }
+        event.numbers.into_iter().for_each(|word| self.mix(word));
+        event.what.bytes().for_each(|byte| self.mix(u64::from(byte)));
         if self.last.len() == KEPT {
             self.last.pop_front();
         }
         self.last.push_back(event);
+        self.watch(event);
+    }
+
+    /// Whether every event is kept.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.all.is_some()
+    }
+
+    /// Notes an event that follows from others: it is only kept where every event is.
+    pub fn watch(&mut self, event: Event) {
+        if let Some(all) = &mut self.all {
+            all.push(event);
+        }
+    }
+
+    /// Every event, if they were kept.
+    #[must_use]
+    pub fn events(&self) -> &[Event] {
+        self.all.as_deref().unwrap_or_default()
     }
 
     /// Adds bytes to the hash.

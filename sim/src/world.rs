@@ -7,6 +7,7 @@
 mod driver;
 mod files;
 mod kernel;
+mod probe;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -16,17 +17,19 @@ use glassine_core::overlay::SessionKey;
 use glassine_core::pin::PinCell;
 use glassine_core::request::RequestId;
 use glassine_core::session::{Input, Merge, Output};
+use glassine_core::slot::SlotState;
 use glassine_core::sync::Arc;
 use glassine_core::{
     Catalog, CloseReason, Errno, Export, Instant, Overlay, OverlayConfig, Segment, Session, Source,
 };
 
+use crate::broken::Broken;
 use crate::choice::{Lane, Tape};
-use crate::client::{Client, Excuses, View};
+use crate::client::{Client, Excuses, Noticed, View};
 use crate::model::{Model, Moment, template_byte};
 use crate::net::Pipe;
 use crate::swarm::Swarm;
-use crate::trace::Trace;
+use crate::trace::{Event, Trace};
 
 const BLOCK: usize = 4096;
 
@@ -52,11 +55,43 @@ pub struct World {
     time: Instant,
     next_key: u64,
     requests_left: u64,
-    /// Faults have stopped: everything must come to an end.
-    pub healing: bool,
+    mood: Mood,
     faults: Faults,
+    next_serial: u64,
+    /// What the slots were when they were last looked at, while every event is kept.
+    slot_states: Vec<SlotState>,
+    /// The next payload on its way to a client gets one bit wrong.
+    spoils: bool,
     /// Requests answered by connections that are gone.
     answered: u64,
+}
+
+/// What may go wrong at the moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mood {
+    /// Whatever the configuration allows.
+    Faulty,
+    /// Nothing. One connection is looked at, while something else stands still.
+    Probing(Probe),
+    /// Nothing, from now on: everything must come to an end.
+    Healing,
+}
+
+/// What stands still while the connection of this key is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Probe {
+    key: u64,
+    still: Still,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Still {
+    /// All other connections, and whatever is under way for them.
+    Others,
+    /// Its own template reads, up to this serial number.
+    Fetches { before: u64 },
+    /// Its client's reading.
+    Reading,
 }
 
 /// What went wrong when, to excuse errors.
@@ -98,7 +133,24 @@ struct Connection {
     /// The session wants its connection broken.
     shut: bool,
     reset: bool,
-    draining: bool,
+    /// It was told to drain when it had been given so many bytes, and could take all of them in.
+    drained_at: Option<Drained>,
+    /// Bytes of the client's stream that the session was told of.
+    given: u64,
+    /// A deadline has passed: the session may have given the client up.
+    ticked: bool,
+    /// The session had nothing more to say when it was last asked, and nothing has happened since.
+    polled: bool,
+    /// When each kind of action was last done.
+    done_at: [Moment; Action::KINDS],
+}
+
+/// What a connection owed its client when it was told to drain.
+#[derive(Debug, Clone, Copy)]
+struct Drained {
+    given: u64,
+    /// Everything given had been looked at: the request table had room.
+    had_room: bool,
 }
 
 /// A receive under way: the kernel copies into slots before it says so.
@@ -122,6 +174,9 @@ enum Piece {
 /// An operation on files under way.
 struct Operation {
     key: u64,
+    serial: u64,
+    /// When it was last touched.
+    since: Moment,
     /// The step from which on it may go on.
     due: Moment,
     never: bool,
@@ -138,7 +193,7 @@ enum Kind {
 }
 
 /// What could happen next.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Action {
     Ask(usize),
     ClientSends(usize),
@@ -153,12 +208,42 @@ enum Action {
     Leave(usize),
 }
 
+impl Action {
+    const KINDS: usize = 10;
+
+    /// The connection it is about, and a number for its kind.
+    fn of(self) -> Option<(usize, usize)> {
+        match self {
+            Self::Ask(index) => Some((index, 0)),
+            Self::ClientSends(index) => Some((index, 1)),
+            Self::ClientReads(index) => Some((index, 2)),
+            Self::Advance(index) => Some((index, 3)),
+            Self::Poll(index) => Some((index, 4)),
+            Self::Receive(index) => Some((index, 5)),
+            Self::Send(index) => Some((index, 6)),
+            Self::Unblock(index) => Some((index, 7)),
+            Self::Tick(index) => Some((index, 8)),
+            Self::Leave(index) => Some((index, 9)),
+            Self::Operation(_) => None,
+        }
+    }
+}
+
 impl World {
     /// A world as the tape draws it.
     #[must_use]
-    pub fn new(mut tape: Tape, print: bool) -> Self {
+    pub fn new(mut tape: Tape, trace: Trace) -> Self {
         let swarm = Swarm::draw(&mut tape);
         let read_only = tape.chance(Lane::Swarm, 4);
+        let mut world = Self::made(tape, trace, swarm, read_only);
+        for _ in 0..world.swarm.connections {
+            world.connect();
+        }
+        world
+    }
+
+    /// A world without connections.
+    fn made(tape: Tape, trace: Trace, swarm: Swarm, read_only: bool) -> Self {
         let export = Export {
             name: "disk".to_owned(),
             description: String::new(),
@@ -169,8 +254,9 @@ impl World {
             size_bytes: swarm.size_bytes,
             template_bytes: swarm.template_bytes,
             quota_bytes: swarm.quota_bytes,
+            growth_slots_min: swarm.growth_slots_min,
         });
-        let mut world = Self {
+        Self {
             model: Model::new(swarm.size_bytes, swarm.template_bytes),
             available: vec![false; swarm.template_bytes as usize],
             catalog: Arc::new(Catalog::new(vec![export])),
@@ -178,7 +264,7 @@ impl World {
             faults: Faults { quota_blocks: swarm.quota_bytes / 4096, ..Faults::default() },
             swarm,
             tape,
-            trace: Trace::new(print),
+            trace,
             overlay,
             data: Vec::new(),
             connections: Vec::new(),
@@ -186,19 +272,28 @@ impl World {
             step: 1,
             time: Instant(1),
             next_key: 1,
-            healing: false,
+            next_serial: 1,
+            mood: Mood::Faulty,
+            slot_states: Vec::new(),
+            spoils: false,
             answered: 0,
-        };
-        for _ in 0..world.swarm.connections {
-            world.connect();
         }
-        world
     }
 
     /// Steps taken.
     #[must_use]
     pub fn steps(&self) -> u64 {
         self.step
+    }
+
+    /// From now on, the next payload on its way to a client gets one bit wrong.
+    pub fn spoil_a_reply(&mut self) {
+        self.spoils = true;
+    }
+
+    /// Some number of steps.
+    pub fn draw_steps(&mut self) -> u64 {
+        self.tape.length(Lane::Schedule, 4000)
     }
 
     /// Requests answered.
@@ -219,6 +314,11 @@ impl World {
         self.connections.is_empty() && self.operations.is_empty()
     }
 
+    /// Whether nothing fails and nothing is late at the moment.
+    fn is_calm(&self) -> bool {
+        self.mood != Mood::Faulty
+    }
+
     fn connect(&mut self) {
         let key = self.next_key;
         self.next_key += 1;
@@ -237,14 +337,18 @@ impl World {
             blocked: false,
             shut: false,
             reset: false,
-            draining: false,
+            drained_at: None,
+            given: 0,
+            ticked: false,
+            polled: false,
+            done_at: [self.step; Action::KINDS],
         });
     }
 
     /// From now on nothing fails, nothing is late, and everybody reads.
     pub fn heal(&mut self) {
-        self.healing = true;
-        self.note("heal", 0, 0, 0);
+        self.mood = Mood::Healing;
+        self.note("heal", 0, [0; 4]);
         for connection in &mut self.connections {
             connection.client.deaf = false;
             connection.to_server.widen(1 << 20);
@@ -270,41 +374,58 @@ impl World {
             return;
         };
         let size = self.swarm.size_bytes;
-        for start in (0..size).step_by(40_000) {
-            let bytes = start..size.min(start + 40_000);
+        let piece = u64::from(self.swarm.limits.payload_bytes_max).min(40_000);
+        for start in (0..size).step_by(piece as usize) {
+            let bytes = start..size.min(start + piece);
             connection.client.ask_to_read(bytes, view, &mut self.model);
         }
     }
 
     fn view(&self) -> View {
         let export = &self.catalog.exports()[0];
-        View { size_bytes: export.size_bytes, read_only: export.read_only, now: self.step }
+        View {
+            size_bytes: export.size_bytes,
+            read_only: export.read_only,
+            payload_bytes_max: self.swarm.limits.payload_bytes_max,
+            now: self.step,
+        }
     }
 
-    fn note(&mut self, what: &'static str, connection: u64, first: u64, second: u64) {
-        self.trace.note(self.step, what, connection, first, second);
+    fn note(&mut self, what: &'static str, connection: u64, numbers: [u64; 4]) {
+        self.trace.note(Event { step: self.step, what, connection, numbers });
     }
 
     /// One small thing happens. `Ok(false)`: nothing can.
-    pub fn step(&mut self) -> Result<bool, String> {
+    pub fn step(&mut self) -> Result<bool, Broken> {
         self.step += 1;
-        self.time = Instant(self.time.0 + self.tape.draw(Lane::Schedule, 2000));
-        if self.swarm.jumps && !self.healing && self.tape.draw(Lane::Schedule, 3000) == 0 {
-            self.time = Instant(self.time.0 + 30_000_000_000);
+        self.time = Instant(self.time.0 + 1000);
+        if self.mood == Mood::Faulty {
+            self.disturb();
         }
-        self.disturb();
-        let actions = self.actions();
+        let mut actions = self.actions();
         if actions.is_empty() {
-            return Ok(false);
+            return Ok(self.wait());
         }
-        let action = *self.tape.pick(Lane::Schedule, &actions);
-        self.perform(action)?;
+        // The plainest choice is whoever has waited longest.
+        let longest = (0..actions.len()).min_by_key(|at| self.waits_since(actions[*at]));
+        actions.swap(0, longest.unwrap_or(0));
+        let choice = match self.mood {
+            Mood::Probing(_) => 0,
+            _ => self.tape.draw(Lane::Schedule, actions.len() as u64),
+        };
+        self.perform(actions[choice as usize])?;
+        self.check_step()?;
+        Ok(true)
+    }
+
+    fn check_step(&mut self) -> Result<(), Broken> {
         let used = self.overlay.tally().provisioned() + self.overlay.charged();
         if self.faults.used.last().is_none_or(|(_, last)| *last != used) {
             self.faults.used.push((self.step, used));
         }
-        if !self.overlay.counts().conserved() {
-            return Err(format!("slots are lost: {:?}", self.overlay.counts()));
+        let counts = self.overlay.counts();
+        if !counts.conserved() {
+            return Broken::by("slots conserved", format!("{counts:?}"));
         }
         if self.step.is_multiple_of(64) {
             self.overlay.audit();
@@ -312,107 +433,205 @@ impl World {
                 connection.session.audit();
             }
         }
-        Ok(true)
+        if self.trace.is_complete() {
+            self.watch_slots();
+        }
+        Ok(())
+    }
+
+    /// Notes which slots have changed their state.
+    fn watch_slots(&mut self) {
+        let total = self.overlay.counts().total as usize;
+        self.slot_states.resize(total, SlotState::Free);
+        for slot in 0..total {
+            let state = self.overlay.slot_state((slot * BLOCK) as u64);
+            if std::mem::replace(&mut self.slot_states[slot], state) != state {
+                let numbers = [slot as u64, state as u64, 0, 0];
+                let what = "slot";
+                self.trace.watch(Event { step: self.step, what, connection: 0, numbers });
+            }
+        }
+    }
+
+    /// Nothing can happen now: whatever comes next in time does. Answers whether there is anything.
+    fn wait(&mut self) -> bool {
+        let due = self.operations.iter().filter(|one| !one.never && self.may_operate(one));
+        if let Some(due) = due.map(|operation| operation.due).min() {
+            self.step = self.step.max(due);
+            return true;
+        }
+        if matches!(self.mood, Mood::Probing(_)) {
+            return false;
+        }
+        let deadlines = self.connections.iter().filter_map(|one| one.session.deadline());
+        let next = deadlines.min();
+        if let Some(next) = next {
+            self.time = self.time.max(next);
+        }
+        next.is_some()
     }
 
     /// Faults of connections, at any moment.
     fn disturb(&mut self) {
-        let quiet = self.tape.draw(Lane::Net, 10_000) >= self.swarm.reset_per_10k;
-        if quiet || self.healing || self.connections.is_empty() {
+        if self.swarm.jumps && self.tape.draw(Lane::Schedule, 3000) == 2999 {
+            self.time = Instant(self.time.0 + 30_000_000_000);
+        }
+        if self.swarm.reset_per_10k == 0 || self.connections.is_empty() {
+            return;
+        }
+        if self.tape.draw(Lane::Net, 10_000) < 10_000 - self.swarm.reset_per_10k {
             return;
         }
         let index = self.tape.draw(Lane::Net, self.connections.len() as u64) as usize;
         let connection = &mut self.connections[index];
         let key = connection.key;
-        match self.tape.draw(Lane::Net, 4) {
+        match self.tape.draw(Lane::Net, 5) {
             0 | 1 => {
                 connection.reset = true;
-                self.note("reset", key, 0, 0);
+                self.note("reset", key, [0; 4]);
             }
             2 => {
                 connection.to_server.ended = true;
-                self.note("half-close", key, 0, 0);
+                self.note("half-close", key, [0; 4]);
             }
-            _ if !connection.draining => {
-                connection.draining = true;
-                connection.session.handle(self.time, Input::Drain);
-                self.note("drain", key, 0, 0);
+            3 => {
+                connection.client.leaving = true;
+                connection.client.say_goodbye(true);
+                self.note("goodbye", key, [0; 4]);
+            }
+            _ if connection.drained_at.is_none() => {
+                let given = connection.given;
+                let full = self.swarm.limits.requests_max as usize;
+                let entered = connection.client.is_in_transmission();
+                let had_room = entered && connection.session.in_flight() < full;
+                connection.drained_at = Some(Drained { given, had_room });
+                self.tell(index, "drain", Input::Drain);
             }
             _ => {}
+        }
+    }
+
+    fn waits_since(&self, action: Action) -> Moment {
+        match (action.of(), action) {
+            (Some((index, kind)), _) => self.connections[index].done_at[kind],
+            (None, Action::Operation(index)) => self.operations[index].since,
+            (None, _) => unreachable!("everything else is about a connection"),
         }
     }
 
     fn actions(&self) -> Vec<Action> {
         let mut actions = Vec::with_capacity(32);
         for (index, one) in self.connections.iter().enumerate() {
-            let alive = !one.reset && !one.to_server.ended;
-            if alive && self.may_ask(one) {
-                actions.push(Action::Ask(index));
+            if let Mood::Probing(Probe { key, still }) = self.mood
+                && still == Still::Others
+                && key != one.key
+            {
+                continue;
             }
-            if alive && one.client.has_output() && one.to_server.room() > 0 {
-                actions.push(Action::ClientSends(index));
-            }
-            if !one.client.deaf && !one.to_client.is_empty() {
-                actions.push(Action::ClientReads(index));
-            }
-            if alive && one.client.leaving && (one.client.is_idle() || one.client.is_gone()) {
-                actions.push(Action::Leave(index));
-            }
-            if one.session.needs_overlay() {
-                actions.push(Action::Advance(index));
-            }
-            actions.push(Action::Poll(index));
-            if let Some(receive) = &one.receive {
-                let ends = one.to_server.ended || one.reset || one.shut || receive.stopped;
-                if !one.to_server.is_empty() || receive.landed > 0 || ends {
-                    actions.push(Action::Receive(index));
-                }
-            }
-            if one.send.is_some() {
-                actions.push(Action::Send(index));
-            }
-            if one.blocked && (one.to_client.room() > 0 || one.reset || one.shut) {
-                actions.push(Action::Unblock(index));
-            }
-            if one.session.deadline().is_some_and(|at| at <= self.time) {
-                actions.push(Action::Tick(index));
-            }
+            self.actions_of(index, one, &mut actions);
         }
         for (index, operation) in self.operations.iter().enumerate() {
-            if !operation.never && operation.due <= self.step {
+            if !operation.never && operation.due <= self.step && self.may_operate(operation) {
                 actions.push(Action::Operation(index));
             }
         }
         actions
     }
 
+    fn actions_of(&self, index: usize, one: &Connection, actions: &mut Vec<Action>) {
+        let alive = !one.reset && !one.to_server.ended;
+        if alive && self.may_ask(one) {
+            actions.push(Action::Ask(index));
+        }
+        if alive && one.client.has_output() && one.to_server.room() > 0 {
+            actions.push(Action::ClientSends(index));
+        }
+        if self.may_read(one) && !one.to_client.is_empty() {
+            actions.push(Action::ClientReads(index));
+        }
+        let silent = one.client.is_silent();
+        let leaves = if silent { !one.client.is_in_the_middle() } else { one.client.is_idle() };
+        if alive && one.client.leaving && (leaves || one.client.is_gone()) {
+            actions.push(Action::Leave(index));
+        }
+        if one.session.needs_overlay() {
+            actions.push(Action::Advance(index));
+        }
+        if !one.polled {
+            actions.push(Action::Poll(index));
+        }
+        if let Some(receive) = &one.receive {
+            let ends = one.to_server.ended || one.reset || one.shut || receive.stopped;
+            if !one.to_server.is_empty() || receive.landed > 0 || ends {
+                actions.push(Action::Receive(index));
+            }
+        }
+        if one.send.is_some() {
+            actions.push(Action::Send(index));
+        }
+        if one.blocked && (one.to_client.room() > 0 || one.reset || one.shut) {
+            actions.push(Action::Unblock(index));
+        }
+        if one.session.deadline().is_some_and(|at| at <= self.time) {
+            actions.push(Action::Tick(index));
+        }
+    }
+
     fn may_ask(&self, one: &Connection) -> bool {
-        !self.healing
+        self.mood == Mood::Faulty
             && !one.client.leaving
+            && !one.client.is_silent()
             && self.requests_left > 0
             && (one.client.asked.len() as u64) < self.swarm.depth
     }
 
-    fn perform(&mut self, action: Action) -> Result<(), String> {
+    fn may_read(&self, one: &Connection) -> bool {
+        match self.mood {
+            Mood::Probing(Probe { key, still }) if key == one.key => still != Still::Reading,
+            _ => !one.client.deaf,
+        }
+    }
+
+    fn may_operate(&self, operation: &Operation) -> bool {
+        let Mood::Probing(Probe { key, still }) = self.mood else { return true };
+        match still {
+            // The data file is everybody's.
+            Still::Others => operation.key == key || matches!(operation.kind, Kind::Grow { .. }),
+            Still::Fetches { before } => {
+                let is_fetch = matches!(operation.kind, Kind::Fetch { .. });
+                !(is_fetch && operation.key == key && operation.serial < before)
+            }
+            Still::Reading => true,
+        }
+    }
+
+    fn perform(&mut self, action: Action) -> Result<(), Broken> {
+        if let Some((index, kind)) = action.of() {
+            self.connections[index].done_at[kind] = self.step;
+        }
         match action {
             Action::Ask(index) => {
                 self.requests_left -= 1;
                 let view = self.view();
                 let client = &mut self.connections[index].client;
                 client.ask(&mut self.tape, &self.swarm, view, &mut self.model);
+                self.notice(index);
             }
             Action::ClientSends(index) => self.client_sends(index),
             Action::ClientReads(index) => self.client_reads(index)?,
             Action::Leave(index) => self.leave(index),
             Action::Advance(index) => self.advance(index),
-            Action::Poll(index) => self.poll(index),
+            Action::Poll(index) => self.poll(index)?,
             Action::Receive(index) => self.receive(index)?,
             Action::Send(index) => self.send(index)?,
             Action::Unblock(index) => {
                 self.connections[index].blocked = false;
                 self.tell(index, "send-ready", Input::SendReady);
             }
-            Action::Tick(index) => self.tell(index, "tick", Input::Tick),
+            Action::Tick(index) => {
+                self.connections[index].ticked = true;
+                self.tell(index, "tick", Input::Tick);
+            }
             Action::Operation(index) => self.operate(index)?,
         }
         Ok(())
@@ -420,31 +639,41 @@ impl World {
 
     /// How many of `most` bytes (at least one) move at once.
     fn portion(&mut self, lane: Lane, most: u64) -> u64 {
-        if self.healing { most } else { self.tape.length(lane, most).max(1).min(most) }
+        if self.is_calm() {
+            return most;
+        }
+        match self.tape.length(lane, most) {
+            0 => most,
+            part => part,
+        }
     }
 
     fn tell(&mut self, index: usize, what: &'static str, input: Input) {
         let connection = &mut self.connections[index];
         connection.session.handle(self.time, input);
+        connection.polled = false;
         let key = connection.key;
-        self.note(what, key, 0, 0);
+        self.note(what, key, [0; 4]);
     }
 
     /// Nothing is left: no pin, no reservation, no slot unaccounted for, and the device reads as it
     /// must.
-    pub fn check_end(&mut self) -> Result<(), String> {
+    pub fn check_end(&mut self) -> Result<(), Broken> {
         while self.overlay.counts().displaced > 0 {
             let before = self.overlay.counts();
             self.overlay.reclaim();
             if self.overlay.counts() == before {
-                return Err(format!("displaced slots that nobody frees: {before:?}"));
+                return Broken::by(
+                    "leak",
+                    format!("displaced slots that nobody frees: {before:?}"),
+                );
             }
         }
         self.overlay.audit();
         let counts = self.overlay.counts();
         if counts.filling > 0 || self.overlay.charged() > 0 || self.overlay.sessions() > 0 {
             let charged = self.overlay.charged();
-            return Err(format!("leaked at the end: {counts:?}, {charged} blocks charged"));
+            return Broken::by("leak", format!("at the end: {counts:?}, {charged} blocks charged"));
         }
         let mut content = vec![0; self.swarm.size_bytes as usize];
         let mut segments = Vec::new();
@@ -452,15 +681,16 @@ impl World {
         let mut at = 0;
         for segment in segments {
             let end = at + segment.length as usize;
-            self.read(segment.source, &mut content[at..end])?;
+            self.read(0, segment.source, &mut content[at..end])?;
             at = end;
         }
         self.trace.note_bytes(&content);
         let step = self.step + 1;
         let whole = 0..self.swarm.size_bytes;
-        self.model
-            .check(whole, &content, step, step)
-            .map_err(|error| format!("at the end: {error}"))
+        self.model.check(whole, &content, step, step).map_err(|broken| Broken {
+            check: broken.check,
+            text: format!("at the end: {}", broken.text),
+        })
     }
 
     /// What is not over, in words.
@@ -496,7 +726,11 @@ impl World {
 
 impl Connection {
     fn is_ending(&self) -> bool {
-        self.reset || self.shut || self.draining || self.to_server.ended || self.client.leaving
+        self.reset
+            || self.shut
+            || self.drained_at.is_some()
+            || self.to_server.ended
+            || self.client.leaving
     }
 }
 

@@ -9,7 +9,8 @@ impl Session {
     }
 
     pub(super) fn is_done(&self) -> bool {
-        let idle = self.receiving.is_none() && !self.sending && self.loading.is_none();
+        let receiving = self.receiving.is_some() && !planted(Bug::CloseUnderReceive);
+        let idle = !receiving && !self.sending && self.loading.is_none();
         idle && self.outbox.is_empty() && self.table.in_flight() == 0 && self.give_back.is_empty()
     }
 
@@ -27,6 +28,7 @@ impl Session {
             Stream::Header | Stream::Ended => None,
         };
         if let Some(index) = arriving {
+            mark(Mark::CutPayload);
             self.abandon(index);
         }
         self.parse();
@@ -72,6 +74,12 @@ impl Session {
     pub(super) fn abandon(&mut self, index: u16) {
         let id = self.table.id(index);
         let request = self.table.get_mut(index);
+        if request.grant.is_some() {
+            mark(Mark::Abandoned);
+        }
+        if request.outstanding > 0 {
+            mark(Mark::AbandonedBusy);
+        }
         request.abandoned = true;
         request.direct_left = 0;
         if request.command == Command::Read && request.outstanding > 0 {
@@ -104,10 +112,24 @@ impl Session {
         self.table.remove(index);
     }
 
+    /// See [`Bug::FreeOnDisconnect`].
+    pub(super) fn free_abandoned(&mut self, overlay: &mut Overlay) {
+        for index in 0..self.limits.requests_max {
+            let request = self.table.get_mut(index);
+            if request.abandoned
+                && request.outstanding > 0
+                && let Some(grant) = request.grant.take()
+            {
+                overlay.release(&request.extent, &mut request.runs, grant);
+            }
+        }
+    }
+
     /// When a client that neither sends nor takes is given up: only in the middle of something.
     pub(super) fn stall_deadline(&self) -> Option<Instant> {
         let mid_request = match self.stream {
             Stream::Header => !self.staging.unread().is_empty() && !self.table.is_full(),
+            Stream::Direct { .. } if planted(Bug::DeadlineNotArmed) => false,
             Stream::Staged { .. } | Stream::Direct { .. } | Stream::Discard { .. } => true,
             Stream::Ended => self.blocked,
         };
@@ -119,12 +141,17 @@ impl Session {
         if self.deadline().is_none_or(|deadline| deadline > self.now) {
             return;
         }
-        let reason = match (&self.phase, self.ending) {
-            (_, Some(Ending { reason: CloseReason::Drained, .. })) => CloseReason::DrainTimedOut,
-            (_, Some(ending)) => ending.reason,
-            (Phase::Handshake { .. }, None) => CloseReason::HandshakeTimedOut,
-            _ => CloseReason::Stalled,
+        let (path, reason) = match (&self.phase, self.ending) {
+            (_, Some(Ending { reason: CloseReason::Drained, .. })) => {
+                (Mark::DrainTimedOut, CloseReason::DrainTimedOut)
+            }
+            (_, Some(ending)) => (Mark::Stalled, ending.reason),
+            (Phase::Handshake { .. }, None) => {
+                (Mark::HandshakeTimedOut, CloseReason::HandshakeTimedOut)
+            }
+            _ => (Mark::Stalled, CloseReason::Stalled),
         };
+        mark(path);
         self.abort(reason);
     }
 }

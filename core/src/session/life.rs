@@ -23,11 +23,15 @@ impl Session {
         if request.command == Command::Zero && !request.extent.provision {
             let is_zero = |entry| matches!(entry, Entry::Zero | Entry::ZeroProvisioned);
             if request.edges.iter().all(|edge| is_zero(overlay.entry(edge.block))) {
+                if !request.edges.is_empty() {
+                    mark(Mark::EdgesDropped);
+                }
                 request.drop_edges();
             }
         }
         if request.fast && !request.edges.is_empty() {
             // NBD z2: merging a block is no faster than writing it.
+            mark(Mark::FastRefused);
             request.error = Some(Errno::NotSupported);
             self.answer(index);
             return;
@@ -60,13 +64,15 @@ impl Session {
     /// A WRITE gets no slots: what is still to come of its payload is discarded.
     pub(super) fn refuse(&mut self, index: u16) {
         match self.stream {
-            Stream::Staged { request } if request == index => {}
+            Stream::Staged { request } if request == index => mark(Mark::RefusedStaged),
             Stream::Direct { request } if request == index => {
+                mark(Mark::RefusedDirect);
                 let left = core::mem::take(&mut self.table.get_mut(index).direct_left);
                 self.let_go_of_payload(index);
                 self.stream = Stream::Discard { request: index, left };
             }
             _ => {
+                mark(Mark::RefusedWhole);
                 self.let_go_of_payload(index);
                 self.answer(index);
             }
@@ -78,6 +84,9 @@ impl Session {
         let request = self.table.get_mut(index);
         let staged = request.staged.clone().expect("there is something to store");
         request.outstanding += 1;
+        if planted(Bug::BufferEarly) {
+            self.staging.unhold();
+        }
         self.outputs.push_back(Output::Store { id, staged });
     }
 
@@ -96,10 +105,13 @@ impl Session {
         if let Some(epoch) = edge.pin.take() {
             pins.release(epoch);
         }
-        if matches!(entry, Entry::Slot(_)) {
+        if matches!(entry, Entry::Slot(_)) && !planted(Bug::MergeUnpinned) {
             edge.pin = Some(pins.take(overlay.epoch()));
         }
         edge.merged_from = Some(entry);
+        if source == Source::Zero && planted(Bug::WrongPredecessor) {
+            return;
+        }
         let merge = Merge { source, source_bytes, target, keep: edge.keep.clone(), zero_keep };
         request.outstanding += 1;
         self.outputs.push_back(Output::Merge { id, merge });
@@ -108,7 +120,7 @@ impl Session {
     /// Something a request waited for is done.
     pub(super) fn filled(&mut self, index: u16) {
         let request = self.table.get(index);
-        if request.abandoned {
+        if request.abandoned && !planted(Bug::MergeAfterAbort) {
             self.drop_if_idle(index);
         } else if request.is_filled() {
             self.publish.push_back(index);
@@ -119,7 +131,7 @@ impl Session {
         let request = self.table.get_mut(index);
         let grant = request.grant.expect("only what was admitted is published");
         let mut runs = core::mem::take(&mut request.runs);
-        let outcome = if request.error.is_some() {
+        let outcome = if request.error.is_some() && !planted(Bug::HalfCopyKept) {
             overlay.release(&request.extent, &mut runs, grant);
             Ok(())
         } else {
@@ -149,6 +161,7 @@ impl Session {
     }
 
     pub(super) fn resolve(&mut self, index: u16, overlay: &Overlay) {
+        let raced = planted(Bug::ReadinessRace) && self.is_fetching();
         let Phase::Transmission { pins, .. } = &mut self.phase else { unreachable!() };
         let request = self.table.get_mut(index);
         let before = self.outbox.len();
@@ -157,12 +170,15 @@ impl Session {
         overlay.resolve(request.bytes.clone(), &mut |segment| {
             if let Source::Template { offset } = segment.source {
                 let end = offset + segment.length;
-                template = Some(template.as_ref().map_or(offset, |range| range.start)..end);
+                let range = template.as_ref().map_or(offset, |range| range.start)..end;
+                let first = template.take_if(|_| planted(Bug::FetchFirstSegment));
+                template = Some(first.unwrap_or(range));
             }
             self.outbox.payload(segment);
         });
         if let Some(range) = template
             && !request.fetched
+            && !raced
         {
             // A block that shows the template now may be written meanwhile, but none that does not
             // will ever show it again: what is fetched is all that will be needed.
@@ -171,7 +187,11 @@ impl Session {
             self.fetch(index);
             return;
         }
-        if self.outbox.has_mutable() && self.outbox_pin.is_none() {
+        if request.fetched && self.outbox.len() > before + 2 {
+            mark(Mark::ResolvedAgain);
+        }
+        let unpinned = planted(Bug::NoPin);
+        if self.outbox.has_mutable() && self.outbox_pin.is_none() && !unpinned {
             self.outbox_pin = Some(pins.take(overlay.epoch()));
         }
     }
@@ -184,24 +204,55 @@ impl Session {
         self.outputs.push_back(Output::Fetch { id, offset, length: end - offset });
     }
 
+    /// See [`Bug::ReadinessRace`], [`Bug::SerialConnection`].
+    pub(super) fn is_fetching(&self) -> bool {
+        self.oldest_fetch().is_some()
+    }
+
+    /// See [`Bug::CookieMixed`].
+    fn oldest_fetch(&self) -> Option<u16> {
+        let fetches = |index: &u16| {
+            let request = self.table.get(*index);
+            request.command == Command::Read && request.outstanding > 0
+        };
+        self.table.indices().find(fetches)
+    }
+
     pub(super) fn fetched(&mut self, id: RequestId, result: Result<u64, Errno>) {
+        let mixed = self.oldest_fetch().filter(|_| planted(Bug::CookieMixed));
+        let id = mixed.map_or(id, |index| self.table.id(index));
         let request = self.table.completed(id);
         if request.abandoned {
+            mark(Mark::FetchLate);
             self.drop_if_idle(id.index);
             return;
         }
         match result {
+            Ok(_) if planted(Bug::ShortReadAsFull) => {
+                request.fetched = true;
+                self.resolve.push_back(id.index);
+            }
             Ok(count) if count >= request.fetch.end - request.fetch.start => {
                 request.fetched = true;
                 self.resolve.push_back(id.index);
             }
             Ok(count) if count > 0 => {
+                mark(Mark::FetchShort);
                 request.fetch.start += count;
                 self.fetch(id.index);
             }
+            Err(_) if planted(Bug::ErrorCached) => {
+                request.fetched = true;
+                self.resolve.push_back(id.index);
+            }
+            Err(_) if planted(Bug::NoReply) => self.table.remove(id.index),
             Ok(_) | Err(_) => {
+                mark(Mark::FetchFailed);
                 request.error = Some(result.err().unwrap_or(Errno::Io));
                 self.answer(id.index);
+                if planted(Bug::DoubleReply) {
+                    self.answer(id.index);
+                }
             }
         }
     }

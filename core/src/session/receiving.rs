@@ -51,6 +51,7 @@ impl Session {
             request.direct_left -= direct;
             rest -= direct;
             if request.direct_left == 0 {
+                mark(Mark::PayloadDirect);
                 self.stream = Stream::Header;
                 self.filled(index);
             }
@@ -65,6 +66,9 @@ impl Session {
             let go_on = match self.stream {
                 Stream::Ended => {
                     let rest = self.staging.unread().len();
+                    if rest > 0 {
+                        mark(Mark::UnreadDropped);
+                    }
                     self.staging.consume(rest);
                     false
                 }
@@ -109,9 +113,16 @@ impl Session {
         let Some(bytes) = self.staging.unread().first_chunk::<REQUEST_BYTES>() else {
             return false;
         };
-        let header = RequestHeader::parse(bytes);
+        let mut header = RequestHeader::parse(bytes);
+        if planted(Bug::FlagsAsType) && header.flags != 0 {
+            header.command = u16::MAX;
+        }
         if header.magic != wire::REQUEST_MAGIC {
             self.abort(CloseReason::BadRequestMagic);
+            return false;
+        }
+        if planted(Bug::UnknownCommandCloses) && header.command > wire::CMD_WRITE_ZEROES {
+            self.abort(CloseReason::ConnectionLost);
             return false;
         }
         if header.command == wire::CMD_DISC {
@@ -120,6 +131,12 @@ impl Session {
             return false;
         }
         if self.table.is_full() {
+            mark(Mark::TableFull);
+            return false;
+        }
+        let waits = (planted(Bug::SerialConnection) && self.is_fetching())
+            || (planted(Bug::ReaderWaitsForWriter) && self.blocked);
+        if waits {
             return false;
         }
         self.staging.consume(REQUEST_BYTES);
@@ -131,7 +148,7 @@ impl Session {
     pub(super) fn begin(&mut self, header: &RequestHeader) {
         let Phase::Transmission { size_bytes, read_only, .. } = self.phase else { unreachable!() };
         let length = u64::from(header.length);
-        let verdict = judge(header, size_bytes, read_only);
+        let verdict = judge(header, size_bytes, read_only, self.limits.payload_bytes_max);
         let bytes = match verdict {
             Ok(Command::Read | Command::Write | Command::Zero) => {
                 header.offset..header.offset + length
@@ -142,8 +159,9 @@ impl Session {
         let command = verdict.unwrap_or(Command::Plain);
         let index = self.table.add(command, header.cookie, bytes);
         if let Err(error) = verdict {
-            self.table.get_mut(index).error = Some(error);
-            if header.command == wire::CMD_WRITE {
+            let clipped = planted(Bug::ClipAndSayOk) && error == Errno::NoSpace;
+            self.table.get_mut(index).error = Some(error).filter(|_| !clipped);
+            if header.command == wire::CMD_WRITE && !planted(Bug::PayloadLeft) {
                 // NBD R5: an errored WRITE's payload must still be consumed.
                 self.stream = Stream::Discard { request: index, left: length };
             } else {
@@ -190,6 +208,9 @@ impl Session {
             self.stream = Stream::Staged { request: index };
             return;
         }
+        if here > 0 {
+            mark(Mark::PayloadSplit);
+        }
         self.table.get_mut(index).direct_left = missing as u64;
         self.stage(index, here);
         self.stream = Stream::Direct { request: index };
@@ -200,6 +221,7 @@ impl Session {
         if self.staging.unread().len() < length {
             return false;
         }
+        mark(Mark::PayloadStaged);
         self.stage(index, length);
         self.stream = Stream::Header;
         self.table.get_mut(index).arriving = false;
@@ -234,6 +256,7 @@ impl Session {
         self.staging.consume(count as usize);
         let left = left - count;
         if left > 0 {
+            mark(Mark::PayloadDiscarded);
             self.stream = Stream::Discard { request: index, left };
             return false;
         }
@@ -244,7 +267,12 @@ impl Session {
 }
 
 /// What a request asks for, or the error it gets (R4, R6, R7, R8, Z1).
-fn judge(header: &RequestHeader, size_bytes: u64, read_only: bool) -> Result<Command, Errno> {
+fn judge(
+    header: &RequestHeader,
+    size_bytes: u64,
+    read_only: bool,
+    payload_bytes_max: u32,
+) -> Result<Command, Errno> {
     let zero_flags = wire::CMD_FLAG_NO_HOLE | wire::CMD_FLAG_FAST_ZERO;
     let (command, more_flags) = match header.command {
         wire::CMD_READ => (Command::Read, 0),
@@ -263,7 +291,8 @@ fn judge(header: &RequestHeader, size_bytes: u64, read_only: bool) -> Result<Com
         return Err(Errno::Perm);
     }
     let has_payload = matches!(command, Command::Read | Command::Write);
-    if has_payload && header.length > PAYLOAD_BYTES_MAX {
+    let too_long = header.length > payload_bytes_max && !planted(Bug::UnboundedLength);
+    if has_payload && too_long {
         return Err(Errno::Invalid);
     }
     if header.command == wire::CMD_FLUSH {
@@ -271,6 +300,8 @@ fn judge(header: &RequestHeader, size_bytes: u64, read_only: bool) -> Result<Com
         return Ok(Command::Plain);
     }
     let end = header.offset.checked_add(u64::from(header.length));
+    let wrapped = header.offset.wrapping_add(u64::from(header.length));
+    let end = if planted(Bug::OffsetWrap) { Some(wrapped) } else { end };
     if end.is_none_or(|end| end > size_bytes) {
         let grows = matches!(header.command, wire::CMD_WRITE | wire::CMD_WRITE_ZEROES);
         return Err(if grows { Errno::NoSpace } else { Errno::Invalid });
@@ -278,5 +309,3 @@ fn judge(header: &RequestHeader, size_bytes: u64, read_only: bool) -> Result<Com
     // R6: nothing to do is done.
     Ok(if header.length == 0 { Command::Plain } else { command })
 }
-
-const _: () = assert!(BLOCK_BYTES as u64 <= PAYLOAD_BYTES_MAX as u64);

@@ -20,7 +20,18 @@ impl Session {
         let table = &mut self.table;
         self.outbox.sent(bytes, &mut |index| table.remove(index));
         self.unpin_outbox();
+        if bytes > 0 && planted(Bug::TornReply) {
+            self.unpin_early();
+        }
         self.parse();
+    }
+
+    /// See [`Bug::TornReply`].
+    fn unpin_early(&mut self) {
+        let Phase::Transmission { pins, .. } = &mut self.phase else { return };
+        if let Some(epoch) = self.outbox_pin.take() {
+            pins.release(epoch);
+        }
     }
 
     pub(super) fn unpin_outbox(&mut self) {
@@ -36,6 +47,7 @@ impl Session {
         if self.is_aborting() {
             return;
         }
+        mark(if kind == LoadKind::All { Mark::LoadAll } else { Mark::LoadMutable });
         self.loading = Some(kind);
         self.outputs.push_back(Output::Load);
     }

@@ -4,7 +4,7 @@ use super::*;
 
 impl World {
     pub(super) fn fails(&mut self) -> bool {
-        let fails = self.tape.chance(Lane::Backend, self.swarm.fault_percent) && !self.healing;
+        let fails = self.tape.chance(Lane::Backend, self.swarm.fault_percent) && !self.is_calm();
         if fails {
             self.faults.storage = Some(self.step);
         }
@@ -12,10 +12,11 @@ impl World {
     }
 
     /// An operation goes on, perhaps to its end.
-    pub(super) fn operate(&mut self, at: usize) -> Result<(), String> {
-        let key = self.operations[at].key;
+    pub(super) fn operate(&mut self, at: usize) -> Result<(), Broken> {
+        let (key, serial) = (self.operations[at].key, self.operations[at].serial);
         let index = self.connections.iter().position(|one| one.key == key);
         let mut operation = self.operations.swap_remove(at);
+        operation.since = self.step;
         match &mut operation.kind {
             Kind::Grow { slots } => {
                 let slots = *slots;
@@ -32,7 +33,10 @@ impl World {
         }
         let index = index.expect("a session outlives its operations");
         let (what, input) = match &mut operation.kind {
-            Kind::Load => return self.load(index),
+            Kind::Load => {
+                self.ends("loaded", key, serial);
+                return self.load(index);
+            }
             Kind::Fetch { id, offset, length, cancelled } => (
                 if *cancelled { "fetched-late" } else { "fetched" },
                 self.fetch(*id, *offset, *length, *cancelled),
@@ -57,7 +61,7 @@ impl World {
                 let id = *id;
                 if self.fails() {
                     ("merge-failed", Input::Merged { id, result: Err(Errno::Io) })
-                } else if self.merge(merge, block, half)? {
+                } else if self.merge(key, merge, block, half)? {
                     ("merged", Input::Merged { id, result: Ok(()) })
                 } else {
                     self.operations.push(operation);
@@ -66,12 +70,19 @@ impl World {
             }
             Kind::Grow { .. } | Kind::Wake => unreachable!("done above"),
         };
+        self.ends(what, key, serial);
         self.tell(index, what, input);
         Ok(())
     }
 
+    /// For pictures: an operation has ended.
+    fn ends(&mut self, what: &'static str, connection: u64, serial: u64) {
+        let numbers = [0, serial, u64::from(what.ends_with("failed")), 0];
+        self.trace.watch(Event { step: self.step, what: "ends", connection, numbers });
+    }
+
     pub(super) fn grow(&mut self, slots: u32) {
-        let fails = self.tape.chance(Lane::Backend, self.swarm.full_percent) && !self.healing;
+        let fails = self.tape.chance(Lane::Backend, self.swarm.full_percent) && !self.is_calm();
         if fails {
             self.faults.growth = Some(self.step);
         } else {
@@ -79,7 +90,7 @@ impl World {
             self.data.resize(self.data.len() + slots as usize * BLOCK, 0xa5);
         }
         self.overlay.grown(!fails);
-        self.note("grown", 0, u64::from(slots), u64::from(fails));
+        self.note("grown", 0, [u64::from(slots), u64::from(fails), 0, 0]);
         self.after_overlay();
     }
 
@@ -93,7 +104,7 @@ impl World {
         if (cancelled && self.tape.chance(Lane::Backend, 50)) || self.fails() {
             return Input::Fetched { id, result: Err(Errno::Io) };
         }
-        let short = !self.healing && self.tape.chance(Lane::Backend, self.swarm.fault_percent);
+        let short = !self.is_calm() && self.tape.chance(Lane::Backend, self.swarm.fault_percent);
         let count = if short { self.tape.draw(Lane::Backend, length + 1) } else { length };
         if count == 0 {
             self.faults.storage = Some(self.step);
@@ -109,8 +120,9 @@ impl World {
         targets: &[(u64, u64)],
         done: usize,
         count: usize,
-    ) -> Result<(), String> {
+    ) -> Result<(), Broken> {
         // The staging buffer is read at this very moment: it must still hold the payload.
+        let key = self.connections[index].key;
         let bytes =
             self.connections[index].session.staged(staged.clone())[done..done + count].to_vec();
         let (mut skip, mut rest) = (done as u64, &bytes[..]);
@@ -118,7 +130,7 @@ impl World {
             let here = length.saturating_sub(skip).min(rest.len() as u64);
             if here > 0 {
                 let (piece, after) = rest.split_at(here as usize);
-                self.write_data(offset + skip, piece)?;
+                self.write_data(key, offset + skip, piece)?;
                 rest = after;
             }
             skip = skip.saturating_sub(*length);
@@ -129,14 +141,15 @@ impl World {
     /// Reads, then writes one side, then the other. Answers whether it is done.
     pub(super) fn merge(
         &mut self,
+        key: u64,
         merge: &Merge,
         block: &mut Option<Box<[u8; BLOCK]>>,
         half: &mut bool,
-    ) -> Result<bool, String> {
+    ) -> Result<bool, Broken> {
         let (start, end) = (merge.keep.start as usize, merge.keep.end as usize);
         let Some(block) = block else {
             let mut bytes = Box::new([0; BLOCK]);
-            self.read(merge.source, &mut bytes[..merge.source_bytes as usize])?;
+            self.read(key, merge.source, &mut bytes[..merge.source_bytes as usize])?;
             if merge.zero_keep {
                 bytes[start..end].fill(0);
             }
@@ -144,20 +157,21 @@ impl World {
             return Ok(false);
         };
         if merge.zero_keep {
-            self.write_data(merge.target, &block[..])?;
+            self.write_data(key, merge.target, &block[..])?;
             return Ok(true);
         }
         if !std::mem::replace(half, true) {
-            self.write_data(merge.target, &block[..start])?;
+            self.write_data(key, merge.target, &block[..start])?;
             return Ok(false);
         }
-        self.write_data(merge.target + end as u64, &block[end..])?;
+        self.write_data(key, merge.target + end as u64, &block[end..])?;
         Ok(true)
     }
 
-    pub(super) fn load(&mut self, index: usize) -> Result<(), String> {
+    pub(super) fn load(&mut self, index: usize) -> Result<(), Broken> {
         let fails = self.fails();
         let mut failure = None;
+        let key = self.connections[index].key;
         let mut session = std::mem::replace(
             &mut self.connections[index].session,
             Session::new(
@@ -173,15 +187,15 @@ impl World {
             if fails {
                 return Err(Errno::Io);
             }
-            if let Err(error) = self.read(source, bytes) {
+            if let Err(error) = self.read(key, source, bytes) {
                 failure = Some(error);
             }
             Ok(())
         });
         let connection = &mut self.connections[index];
         connection.session = session;
-        let key = connection.key;
-        self.note("loaded", key, u64::from(fails), 0);
+        connection.polled = false;
+        self.note("loaded", key, [u64::from(fails), 0, 0, 0]);
         failure.map_or(Ok(()), Err)
     }
 }
