@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use crate::wire;
 
 /// One device as a client sees it during the handshake.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Export {
     /// The NBD export name; may be empty.
     pub name: String,
@@ -36,7 +36,7 @@ impl Export {
 }
 
 /// The exports of a server, in the order in which they are listed.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Catalog {
     exports: Vec<Export>,
 }

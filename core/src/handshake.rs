@@ -26,7 +26,7 @@ pub enum Step {
 }
 
 /// The state of one client's option haggling.
-#[derive(Debug)]
+#[derive(Debug, Hash)]
 pub struct Handshake {
     state: State,
     no_zeroes: bool,
@@ -34,7 +34,7 @@ pub struct Handshake {
     payload_bytes_max: u32,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Hash)]
 enum State {
     ClientFlags,
     Option,

@@ -33,7 +33,7 @@ const _: () = assert!(PAYLOAD_BYTES_MAX >= 50 << 20);
 const _: () = assert!(GROWTH_SLOTS_MAX >= PAYLOAD_BYTES_MAX / BLOCK_BYTES);
 
 /// The bounds of one session.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Limits {
     /// Requests a client may have in flight: parsed, and their reply not yet with the kernel.
     pub requests_max: u16,

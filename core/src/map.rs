@@ -12,7 +12,7 @@ use crate::judge::{Bug, Mark, mark, planted};
 use crate::slot::SlotId;
 
 /// What a block of the device is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Entry {
     /// Never written: the template shows through.
     Template,
@@ -25,7 +25,7 @@ pub enum Entry {
 }
 
 /// What a whole range of blocks can be made at once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Uniform {
     /// See [`Entry::Template`].
     Template,
@@ -46,7 +46,7 @@ impl From<Uniform> for Entry {
 }
 
 /// How many blocks of a part of the map are slots, and how many have space set aside.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 pub struct Tally {
     /// Blocks that are [`Entry::Slot`].
     pub slots: u64,
@@ -99,7 +99,7 @@ const FANOUT_BITS: u32 = 9;
 const FANOUT: usize = 1 << FANOUT_BITS;
 
 /// An entry in four bytes: three tags, then slot numbers.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Packed(u32);
 
 impl Packed {
@@ -127,28 +127,33 @@ impl Packed {
 /// The most slots whose numbers fit an entry.
 pub const SLOTS_MAX: u32 = u32::MAX - Packed::FIRST_SLOT;
 
+#[derive(Hash)]
 enum Node {
     Uniform(Uniform),
     Inner(Box<Inner>),
     Leaf(Box<Leaf>),
 }
 
+#[derive(Hash)]
 struct Inner {
     tally: Tally,
     children: [Node; FANOUT],
 }
 
+#[derive(Hash)]
 struct Leaf {
     tally: Tally,
     entries: [Packed; FANOUT],
 }
 
 /// A part of a map that a trim cut off. It still names slots, which are to be freed bit by bit.
+#[derive(Hash)]
 pub struct Dropped {
     nodes: Vec<Node>,
 }
 
 /// The map of one device.
+#[derive(Hash)]
 pub struct Map {
     root: Node,
     /// Node levels above the blocks: a node of level 1 is a leaf.

@@ -23,7 +23,7 @@ pub enum SendPiece<'a> {
     Segment(Segment),
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Hash)]
 enum Body {
     /// A reply header, and how much of it was sent.
     Header([u8; SIMPLE_REPLY_BYTES], usize),
@@ -32,7 +32,7 @@ enum Body {
     Spill(usize),
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Hash)]
 struct Piece {
     body: Body,
     length: u64,
@@ -41,7 +41,7 @@ struct Piece {
     last: bool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Hash)]
 pub(crate) struct Outbox {
     /// Handshake bytes; sent before anything else.
     pub(crate) preface: Vec<u8>,

@@ -23,7 +23,7 @@ use crate::slot::{Run, SlotCounts, SlotId, SlotState, SlotTable};
 const BLOCK: u64 = BLOCK_BYTES as u64;
 
 /// What a device is made of.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct OverlayConfig {
     /// Size of the device to the byte.
     pub size_bytes: u64,
@@ -41,7 +41,7 @@ pub struct OverlayConfig {
 pub struct SessionKey(pub u64);
 
 /// The blocks a request changes: `zero` becomes zero by an edit of the map, the others get slots.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Extent {
     /// All of them.
     pub blocks: Range<u64>,
@@ -68,7 +68,7 @@ impl Extent {
 }
 
 /// What was set aside for a request under way; given back by publish or release, once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 #[must_use = "a grant must be given back"]
 pub struct Grant {
     /// Blocks the quota was charged.
@@ -107,7 +107,7 @@ pub enum Conflict {
 }
 
 /// The state of one device. See the module.
-#[derive(Debug)]
+#[derive(Debug, Hash)]
 pub struct Overlay {
     config: OverlayConfig,
     quota_blocks: u64,
@@ -123,7 +123,7 @@ pub struct Overlay {
     waiting: Vec<SessionKey>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Hash)]
 struct Growth {
     /// The driver is growing the data file by this many slots.
     asked: Option<u32>,

@@ -7,6 +7,7 @@
 //! slot, so a read costs no atomic operation however many slots it touches.
 
 use alloc::collections::VecDeque;
+use core::hash::{Hash, Hasher};
 
 use crate::judge::{Mark, mark};
 use crate::sync::{Arc, AtomicU64, Ordering};
@@ -42,8 +43,15 @@ impl PinCell {
     }
 }
 
+/// What it shows: two worlds are alike if everything they hold shows the same.
+impl Hash for PinCell {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.load(Ordering::Relaxed).hash(state);
+    }
+}
+
 /// A session's outstanding pins. Epochs are taken in rising order; the cell shows the oldest.
-#[derive(Debug)]
+#[derive(Debug, Hash)]
 pub(crate) struct Pins {
     cell: PinCell,
     held: VecDeque<(Epoch, u32)>,

@@ -25,7 +25,7 @@ pub struct RequestId {
 }
 
 /// What a request does to the device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Command {
     /// Nothing: it only gets a reply.
     Plain,
@@ -36,7 +36,7 @@ pub(crate) enum Command {
 }
 
 /// A block of a WRITE or WRITE_ZEROES that the request covers only in part.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Hash)]
 pub(crate) struct Edge {
     pub(crate) block: u64,
     /// The bytes of the block that the request sets.
@@ -46,7 +46,7 @@ pub(crate) struct Edge {
     pub(crate) pin: Option<Epoch>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Hash)]
 pub(crate) struct Request {
     pub(crate) generation: u32,
     pub(crate) in_use: bool,
@@ -242,7 +242,7 @@ impl Iterator for Targets<'_> {
 }
 
 /// All entries of a session. Their number is the bound on requests in flight.
-#[derive(Debug)]
+#[derive(Debug, Hash)]
 pub(crate) struct Table {
     entries: Vec<Request>,
     free: Vec<u16>,

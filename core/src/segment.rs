@@ -3,7 +3,7 @@
 use crate::judge::{Bug, planted};
 
 /// Where the bytes of a segment are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Source {
     /// In the template, from this byte on.
     Template {
@@ -20,7 +20,7 @@ pub enum Source {
 }
 
 /// A run of bytes at one place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Segment {
     /// Where they are.
     pub source: Source,

@@ -95,7 +95,7 @@ pub enum Input {
 }
 
 /// What the driver is to do.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Output {
     /// The client chose this export of the catalog: call [`Session::entered`].
     Enter {
@@ -156,7 +156,7 @@ pub enum Output {
 }
 
 /// A block to complete: the bytes of `target` outside `keep` are to become those of `source`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Merge {
     /// Where the other bytes come from.
     pub source: Source,
@@ -181,7 +181,7 @@ pub struct ReceivePlan<'a> {
 }
 
 /// One client's session. See the module.
-#[derive(Debug)]
+#[derive(Debug, Hash)]
 pub struct Session {
     key: SessionKey,
     limits: Limits,
@@ -213,7 +213,7 @@ pub struct Session {
     moved_at: Instant,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Hash)]
 enum Phase {
     Handshake {
         handshake: Handshake,
@@ -232,7 +232,7 @@ enum Phase {
 }
 
 /// Where in the stream of requests the receiving side is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Stream {
     /// Before a request (or an option, during the handshake).
     Header,
@@ -246,7 +246,7 @@ enum Stream {
     Ended,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum LoadKind {
     /// What may change.
     Mutable,
@@ -254,7 +254,7 @@ enum LoadKind {
     All,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Hash)]
 struct Ending {
     reason: CloseReason,
     /// Nobody is there any more, or nobody deserves an answer.

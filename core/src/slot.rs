@@ -24,7 +24,7 @@ impl SlotId {
 }
 
 /// Slots that lie side by side.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Run {
     /// The first of them.
     pub first: SlotId,
@@ -46,7 +46,7 @@ impl Run {
 }
 
 /// Where a slot is in its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum SlotState {
     /// Ready to be filled.
@@ -62,7 +62,7 @@ pub enum SlotState {
 use SlotState as State;
 
 /// How many slots are in each state. Conservation: the four always add up to `total`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 pub struct SlotCounts {
     /// Slots of the data file.
     pub total: u32,
@@ -92,7 +92,7 @@ impl SlotCounts {
 const LARGE_RUN_SLOTS: u32 = 16;
 
 /// Every slot of one data file.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Hash)]
 pub struct SlotTable {
     states: Vec<State>,
     counts: SlotCounts,

@@ -5,6 +5,7 @@
 
 use alloc::vec;
 use alloc::vec::Vec;
+use core::hash::{Hash, Hasher};
 use core::ops::Range;
 
 #[derive(Debug)]
@@ -15,6 +16,14 @@ pub(crate) struct Staging {
     tail: usize,
     /// Payloads before `head` that are still to be stored.
     held: usize,
+}
+
+/// What was never received does not count.
+impl Hash for Staging {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.head, self.tail, self.held).hash(state);
+        self.bytes[..self.tail].hash(state);
+    }
 }
 
 impl Staging {

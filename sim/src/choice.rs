@@ -1,8 +1,8 @@
 //! The choice tape: where every decision of a run comes from.
 //!
 //! There are four sources: a seed; recorded bytes (a fuzzer's input); a *script* (a shrunk failure);
-//! and a path (one of all, for worlds so small that every one of them is run). Each component draws
-//! from a lane of its own, so that one component's draws do not shift another's.
+//! and a path (one of all interleavings of a world so small that every one of them is run; only what
+//! happens next is drawn then, everything else is plain). Each component draws from a lane of its own, so that one component's draws do not shift another's.
 //!
 //! In every place the choice 0 is the plainest: nothing fails, nothing is late, everything moves in
 //! one piece, and whoever has waited longest is next. A tape that is used up goes on with zeroes, so a
@@ -159,7 +159,7 @@ impl Tape {
         Self::new(Source::Script { script, at: [0; LANES] })
     }
 
-    /// One path of all: the choices of `prefix`, then the first everywhere.
+    /// One path of all: what happens next is taken from `prefix`, then the first everywhere.
     #[must_use]
     pub fn path(prefix: Vec<u64>) -> Self {
         Self::new(Source::Path { prefix, taken: Vec::new() })
@@ -208,7 +208,7 @@ impl Tape {
                 *at += 1;
                 script.lanes[lane as usize].get(*at - 1).map_or(0, |choice| choice % below)
             }
-            Source::Path { .. } if below == 1 => 0,
+            Source::Path { .. } if lane != Lane::Schedule || below == 1 => 0,
             Source::Path { prefix, taken } => {
                 let choice = prefix.get(taken.len()).copied().unwrap_or(0);
                 assert!(choice < below, "a path is followed by the world it came from");
@@ -224,10 +224,6 @@ impl Tape {
 
     /// True `percent` times in a hundred.
     pub fn chance(&mut self, lane: Lane, percent: u64) -> bool {
-        if matches!(self.source, Source::Path { .. }) {
-            // On a path all that can happen does, once each way.
-            return percent > 0 && (percent >= 100 || self.draw(lane, 2) == 1);
-        }
         // Drawn even if it is certain, so that a ratio of zero does not shift what follows.
         self.draw(lane, 100) >= 100 - percent.min(100)
     }
@@ -308,8 +304,9 @@ mod tests {
         let mut next = Some(Vec::new());
         while let Some(prefix) = next {
             let mut tape = Tape::path(prefix);
-            let first = tape.draw(Lane::Client, 2);
-            let rest: Vec<u64> = (0..first + 1).map(|_| tape.draw(Lane::Net, 3)).collect();
+            assert_eq!(tape.draw(Lane::Net, 7), 0);
+            let first = tape.draw(Lane::Schedule, 2);
+            let rest: Vec<u64> = (0..first + 1).map(|_| tape.draw(Lane::Schedule, 3)).collect();
             seen.push((first, rest));
             next = next_path(tape.taken());
         }

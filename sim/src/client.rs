@@ -2,6 +2,7 @@
 //! rules, and holds every reply against what it may be.
 
 use std::collections::{HashMap, VecDeque};
+use std::hash::{Hash, Hasher};
 use std::ops::Range;
 
 use glassine_core::Errno;
@@ -10,6 +11,7 @@ use glassine_core::wire::{self, RequestHeader};
 use crate::broken::Broken;
 use crate::choice::{Lane, Tape};
 use crate::model::{Content, Model, Moment, payload_byte};
+use crate::net::hash_bytes;
 use crate::swarm::Swarm;
 
 const LANE: Lane = Lane::Client;
@@ -300,16 +302,60 @@ impl Client {
 
     /// Reads a range, to see what is there.
     pub fn ask_to_read(&mut self, bytes: Range<u64>, view: View, model: &mut Model) {
+        self.ask_for(wire::CMD_READ, 0, bytes, view, model);
+    }
+
+    /// Makes a certain request.
+    pub fn ask_for(
+        &mut self,
+        command: u16,
+        flags: u16,
+        bytes: Range<u64>,
+        view: View,
+        model: &mut Model,
+    ) {
         let header = RequestHeader {
             magic: wire::REQUEST_MAGIC,
-            flags: 0,
-            command: wire::CMD_READ,
+            flags,
+            command,
             cookie: self.next_cookie,
             offset: bytes.start,
             length: (bytes.end - bytes.start) as u32,
         };
         self.next_cookie = self.next_cookie.wrapping_add(1);
         self.queue_request(header, view, model);
+    }
+
+    /// How many bytes it sends up to the next point of interest: the middle of a payload, or the end
+    /// of a request.
+    #[must_use]
+    pub fn bytes_to_pause(&self) -> u64 {
+        const HEADER: u64 = wire::REQUEST_BYTES as u64;
+        let at = |index: usize| self.marks.get(index).map(|(at, _)| at - self.pushed);
+        match (self.marks.front(), at(0), at(1)) {
+            (Some((_, Mark::Begins(_))), Some(start), Some(end)) if end - start > HEADER => {
+                start + HEADER + (end - start - HEADER) / 2
+            }
+            (Some((_, Mark::Begins(_))), _, Some(end)) => end,
+            (_, Some(end), _) => end,
+            _ => self.out.len() as u64,
+        }
+    }
+
+    /// The moments its state depends on.
+    pub fn moments(&self) -> impl Iterator<Item = Moment> {
+        self.asked.values().map(|asked| asked.issued_at)
+    }
+
+    /// Hashes what decides about its future. Which bytes it sends is certain once it has asked.
+    pub fn hash_state(&self, rank: &impl Fn(Moment) -> usize, state: &mut impl Hasher) {
+        (self.pushed, self.queued, self.said_goodbye, self.leaving).hash(state);
+        hash_bytes(&self.inbox, state);
+        let mut asked: Vec<_> = self.asked.iter().collect();
+        asked.sort_unstable_by_key(|(cookie, _)| **cookie);
+        for (cookie, asked) in asked {
+            (cookie, rank(asked.issued_at), asked.sent).hash(state);
+        }
     }
 
     fn queue_request(&mut self, header: RequestHeader, view: View, model: &mut Model) {

@@ -10,6 +10,7 @@
 pub mod broken;
 pub mod choice;
 pub mod client;
+pub mod exhaust;
 pub mod model;
 pub mod net;
 pub mod picture;

@@ -4,13 +4,15 @@ use std::fs;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Instant;
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
 use glassine_core::judge::{self, Bug, Mark};
 use sim::choice::{Script, Tape};
+use sim::exhaust::{self, FailedWorld, Scope, SmallWorld};
 use sim::planted::{self, Search};
-use sim::scenario::{self, Failure};
+use sim::scenario::{self, Failure, Run};
 use sim::shrink;
 use sim::sweep::{self, Options, Sweep};
 use sim::trace::Trace;
@@ -86,7 +88,17 @@ enum Command {
         seeds: Seeds,
     },
     /// Run every interleaving of all small worlds.
-    Exhaust,
+    Exhaust {
+        /// Only these, like "slots direct steady write-both,read write-part"; all if none is named.
+        #[arg(value_name = "WORLD")]
+        worlds: Vec<SmallWorld>,
+        /// Two requests on one connection and one on the other, instead of one on each.
+        #[arg(long)]
+        triples: bool,
+        /// Plant a bug in the core.
+        #[arg(long, value_parser = parse_bug, value_name = "BUG")]
+        plant: Option<Bug>,
+    },
     /// Plant every bug there is, and tell how soon each is found.
     Planted {
         /// Only these; all if none is named.
@@ -117,10 +129,10 @@ struct Seeds {
 }
 
 /// Which world.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 struct Which {
     /// The world of a seed.
-    #[arg(long, required_unless_present_any = ["tape", "bytes"])]
+    #[arg(long, required_unless_present_any = ["tape", "bytes", "small"])]
     seed: Option<u64>,
     /// The world of a tape, as `shrink` writes it.
     #[arg(long, value_name = "FILE", conflicts_with = "seed")]
@@ -128,6 +140,12 @@ struct Which {
     /// The world of a fuzzer's input.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["seed", "tape"])]
     bytes: Option<PathBuf>,
+    /// A small world, as `exhaust` names it.
+    #[arg(long, value_name = "WORLD", conflicts_with_all = ["seed", "tape", "bytes"])]
+    small: Option<SmallWorld>,
+    /// One of its interleavings: what is chosen, step by step.
+    #[arg(long, value_delimiter = ',', requires = "small")]
+    path: Vec<u64>,
     /// Plant a bug in the core.
     #[arg(long, value_parser = parse_bug, value_name = "BUG")]
     plant: Option<Bug>,
@@ -154,15 +172,30 @@ impl Which {
         if let Some(path) = &self.bytes {
             return Ok(Tape::bytes(fs::read(path).with_context(|| path.display().to_string())?));
         }
-        Ok(Tape::seeded(self.seed.expect("one of the three is required")))
+        Ok(Tape::seeded(self.seed.expect("one of them is required")))
+    }
+
+    fn run(&self) -> anyhow::Result<Run> {
+        judge::plant(self.plant);
+        let trace = Trace::complete();
+        Ok(match &self.small {
+            None => scenario::run_whole(self.tape()?, trace),
+            Some(small) => {
+                scenario::run_small(small, Tape::path(self.path.clone()), trace, |_| true)
+            }
+        })
     }
 
     /// The arguments that name this world.
     fn arguments(&self) -> String {
-        let mut text = match (&self.seed, &self.tape, &self.bytes) {
-            (Some(seed), _, _) => format!("--seed {seed}"),
-            (_, Some(path), _) => format!("--tape {}", path.display()),
-            (_, _, Some(path)) => format!("--bytes {}", path.display()),
+        let mut text = match (&self.seed, &self.tape, &self.bytes, &self.small) {
+            (Some(seed), ..) => format!("--seed {seed}"),
+            (_, Some(path), ..) => format!("--tape {}", path.display()),
+            (_, _, Some(path), _) => format!("--bytes {}", path.display()),
+            (.., Some(small)) => {
+                let path: Vec<_> = self.path.iter().map(u64::to_string).collect();
+                format!("--small \"{small}\" --path {}", path.join(","))
+            }
             _ => String::new(),
         };
         if let Some(bug) = self.plant {
@@ -180,7 +213,7 @@ fn main() -> ExitCode {
         Command::Replay { which, html } => replay(&which, html),
         Command::Shrink { which, out, runs } => shrink_one(&which, out, runs),
         Command::Sweep { seeds } => Ok(long_sweep(seeds)),
-        Command::Exhaust => Ok(exhaust()),
+        Command::Exhaust { worlds, triples, plant } => Ok(run_small_worlds(worlds, triples, plant)),
         Command::Planted { bugs, trials, budget } => Ok(plant(&bugs, trials, budget)),
         Command::Marks { seeds } => Ok(marks(seeds)),
     };
@@ -196,8 +229,7 @@ fn run(seeds: Seeds, options: Options) -> ExitCode {
     let Some((seed, failure)) = sweep.failures.first_key_value() else {
         return ExitCode::SUCCESS;
     };
-    let (seed, tape, bytes) = (Some(*seed), None, None);
-    fail(&Which { seed, tape, bytes, plant: options.plant }, failure)
+    fail(&Which { seed: Some(*seed), plant: options.plant, ..Which::default() }, failure)
 }
 
 fn range(Seeds { seeds, start }: Seeds) -> std::ops::Range<u64> {
@@ -222,15 +254,16 @@ fn fail(which: &Which, failure: &Failure) -> ExitCode {
     let arguments = which.arguments();
     eprintln!("{arguments} failed\n{failure}");
     eprintln!("to see it again:  cargo run -p sim --release -- replay {arguments}");
-    eprintln!(
-        "to make it plain: cargo run -p sim --release -- shrink {arguments} --out short.tape"
-    );
+    if which.small.is_none() {
+        eprintln!(
+            "to make it plain: cargo run -p sim --release -- shrink {arguments} --out short.tape"
+        );
+    }
     ExitCode::from(failure.kind.exit_code())
 }
 
 fn replay(which: &Which, html: Option<PathBuf>) -> anyhow::Result<ExitCode> {
-    judge::plant(which.plant);
-    let run = scenario::run_whole(which.tape()?, Trace::complete());
+    let run = which.run()?;
     match &html {
         Some(path) => {
             let page = sim::picture::page(&run, &which.arguments());
@@ -257,9 +290,12 @@ fn replay(which: &Which, html: Option<PathBuf>) -> anyhow::Result<ExitCode> {
 }
 
 fn shrink_one(which: &Which, out: Option<PathBuf>, runs: u64) -> anyhow::Result<ExitCode> {
+    if which.small.is_some() {
+        bail!("a small world is as small as it gets: there is nothing to shrink");
+    }
     judge::plant(which.plant);
     let run = scenario::run_whole(which.tape()?.recording(), Trace::default());
-    let script = run.script.expect("it was recorded");
+    let script = run.tape.recorded().expect("it was recorded").clone();
     let choices = script.choices();
     let Some(shrunk) = shrink::shrink(script, which.plant, runs) else {
         bail!("{} does not fail: there is nothing to shrink", which.arguments());
@@ -300,10 +336,7 @@ fn long_sweep(seeds: Seeds) -> ExitCode {
     tell_never_hit(&sweep);
     match sweep.failures.first_key_value() {
         None => ExitCode::SUCCESS,
-        Some((seed, failure)) => {
-            let (seed, tape, bytes, plant) = (Some(*seed), None, None, None);
-            fail(&Which { seed, tape, bytes, plant }, failure)
-        }
+        Some((seed, failure)) => fail(&Which { seed: Some(*seed), ..Which::default() }, failure),
     }
 }
 
@@ -316,8 +349,29 @@ fn tell_never_hit(sweep: &Sweep) -> bool {
     !never.is_empty()
 }
 
-fn exhaust() -> ExitCode {
-    ExitCode::SUCCESS
+fn run_small_worlds(worlds: Vec<SmallWorld>, triples: bool, plant: Option<Bug>) -> ExitCode {
+    let scope = if triples { Scope::Triples } else { Scope::Pairs };
+    let worlds = if worlds.is_empty() { exhaust::worlds(scope) } else { worlds };
+    let began = Instant::now();
+    match exhaust::explore_all(&worlds, plant) {
+        Ok(all) => {
+            println!(
+                "{} small worlds: no failure in {} states, {} transitions between them, {} ends, {:.3e} \
+                 interleavings of up to {} choices, {:.1} s",
+                all.worlds,
+                all.states,
+                all.transitions,
+                all.ends,
+                all.interleavings,
+                all.choices_max,
+                began.elapsed().as_secs_f64()
+            );
+            ExitCode::SUCCESS
+        }
+        Err(FailedWorld { small, path, failure }) => {
+            fail(&Which { small: Some(small), path, plant, ..Which::default() }, &failure)
+        }
+    }
 }
 
 fn plant(bugs: &[Bug], trials: u64, budget: u64) -> ExitCode {

@@ -5,6 +5,7 @@
 //! what a READ shows must be one of the admissible versions everywhere, and one point in time as a
 //! whole. It looks only at what clients sent and received, never into the core.
 
+use std::hash::{Hash, Hasher};
 use std::ops::Range;
 
 use crate::broken::Broken;
@@ -77,6 +78,19 @@ impl Model {
     pub fn new(size_bytes: u64, template_bytes: u64) -> Self {
         let blocks = size_bytes.div_ceil(BLOCK) as usize;
         Self { size_bytes, template_bytes, changes: Vec::new(), by_block: vec![Vec::new(); blocks] }
+    }
+
+    /// The moments its state depends on.
+    pub fn moments(&self) -> impl Iterator<Item = Moment> {
+        self.changes.iter().flat_map(|change| [change.sent_at, change.effect_by]).flatten()
+    }
+
+    /// Hashes what decides about its future: only the order of moments matters.
+    pub fn hash_state(&self, rank: &impl Fn(Moment) -> usize, state: &mut impl Hasher) {
+        for change in &self.changes {
+            let moments = [change.sent_at, change.effect_by].map(|moment| moment.map(rank));
+            (moments, change.refused).hash(state);
+        }
     }
 
     /// A client begins to send a change; answers its version.

@@ -1,6 +1,7 @@
 //! A connection's two byte streams, as a kernel would keep them.
 
 use std::collections::VecDeque;
+use std::hash::{Hash, Hasher};
 
 /// One direction of a connection.
 #[derive(Debug)]
@@ -9,6 +10,19 @@ pub struct Pipe {
     capacity: usize,
     /// The writer will write no more.
     pub ended: bool,
+}
+
+impl Hash for Pipe {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        hash_bytes(&self.bytes, state);
+        self.ended.hash(state);
+    }
+}
+
+/// Hashes bytes in one piece: one by one would take far longer.
+pub fn hash_bytes(bytes: &VecDeque<u8>, state: &mut impl Hasher) {
+    let (one, other) = bytes.as_slices();
+    [one, other].concat().hash(state);
 }
 
 impl Pipe {

@@ -5,7 +5,8 @@ use std::fmt;
 use std::panic::{self, AssertUnwindSafe};
 
 use crate::broken::Broken;
-use crate::choice::{Script, Tape};
+use crate::choice::Tape;
+use crate::exhaust::SmallWorld;
 use crate::trace::Trace;
 use crate::world::World;
 
@@ -57,6 +58,8 @@ pub struct Failure {
     pub message: String,
     /// At which step.
     pub steps: u64,
+    /// How many connections there were at a time.
+    pub connections: u64,
     /// The drawn configuration.
     pub configuration: String,
     /// The last events.
@@ -81,8 +84,8 @@ const HEALING_STEPS_MAX: u64 = 1_500_000;
 pub struct Run {
     /// How it ended.
     pub outcome: Result<Report, Box<Failure>>,
-    /// What was drawn, if the tape was recording.
-    pub script: Option<Script>,
+    /// What was drawn, as far as the tape kept it.
+    pub tape: Tape,
     /// What happened, if the trace was complete.
     pub trace: Trace,
 }
@@ -94,7 +97,7 @@ pub fn run(tape: Tape) -> Result<Report, Box<Failure>> {
 
 /// Runs a world to its end, and keeps what the tape and the trace keep.
 pub fn run_whole(tape: Tape, trace: Trace) -> Run {
-    run_world(World::new(tape, trace))
+    run_world(World::new(tape, trace), live)
 }
 
 /// Runs a world in which one bit of one reply is spoiled on its way: a canary, which the oracle must
@@ -102,11 +105,25 @@ pub fn run_whole(tape: Tape, trace: Trace) -> Run {
 pub fn run_spoiled(tape: Tape, trace: Trace) -> Run {
     let mut world = World::new(tape, trace);
     world.spoil_a_reply();
-    run_world(world)
+    run_world(world, live)
 }
 
-fn run_world(mut world: World) -> Run {
-    let outcome = match quietly(|| live(&mut world)) {
+/// Runs one interleaving of a small world, to its end or for as long as `go_on` likes what it sees
+/// after each step.
+pub fn run_small(
+    small: &SmallWorld,
+    tape: Tape,
+    trace: Trace,
+    go_on: impl FnMut(&World) -> bool,
+) -> Run {
+    run_world(World::small(small, tape, trace), |world| live_small(world, small, go_on))
+}
+
+fn run_world(
+    mut world: World,
+    body: impl FnOnce(&mut World) -> Result<(), (FailureKind, Broken)>,
+) -> Run {
+    let outcome = match quietly(|| body(&mut world)) {
         Ok(Ok(())) => Ok(Report {
             hash: world.trace.hash(),
             steps: world.steps(),
@@ -122,9 +139,10 @@ fn run_world(mut world: World) -> Run {
         let configuration = format!("{:?}", world.swarm);
         let trace = world.trace.tail();
         let steps = world.steps();
-        Box::new(Failure { kind, check, message, steps, configuration, trace })
+        let connections = world.swarm.connections;
+        Box::new(Failure { kind, check, message, steps, connections, configuration, trace })
     });
-    Run { outcome, script: world.tape.recorded().cloned(), trace: world.trace }
+    Run { outcome, tape: world.tape, trace: world.trace }
 }
 
 /// Runs a seed twice: both must succeed, and be the same.
@@ -139,6 +157,7 @@ pub fn run_twice(seed: u64) -> Result<Report, Box<Failure>> {
         check: "same tape, same run".to_owned(),
         message: format!("{first:?} the first time, {second:?} the second"),
         steps: first.steps,
+        connections: 0,
         configuration: String::new(),
         trace: String::new(),
     }))
@@ -175,6 +194,25 @@ fn live(world: &mut World) -> Result<(), (FailureKind, Broken)> {
         }
     }
     world.check_end().map_err(wrong)
+}
+
+fn live_small(
+    world: &mut World,
+    small: &SmallWorld,
+    mut go_on: impl FnMut(&World) -> bool,
+) -> Result<(), (FailureKind, Broken)> {
+    let wrong = |broken| (FailureKind::Wrong, broken);
+    world.prepare(small).map_err(wrong)?;
+    while go_on(world) {
+        if !world.step().map_err(wrong)? {
+            if world.is_over() {
+                return world.check_end().map_err(wrong);
+            }
+            let (check, text) = ("everything ends", world.stuck());
+            return Err((FailureKind::Stuck, Broken { check, text }));
+        }
+    }
+    Ok(())
 }
 
 /// A panic that was caught.

@@ -31,9 +31,9 @@ struct Shrinker {
     runs_max: u64,
 }
 
-/// How hard a failure is to follow: the steps that lead there, and what is odd about them.
+/// How hard a failure is to follow: the steps that lead there, who takes part, and what is odd.
 fn effort(script: &Script, failure: &Failure) -> u64 {
-    failure.steps + 20 * script.choices() as u64
+    failure.steps + 150 * failure.connections + 20 * script.choices() as u64
 }
 
 /// Runs a script with a bug planted, or none.

@@ -8,6 +8,7 @@ mod driver;
 mod files;
 mod kernel;
 mod probe;
+mod small;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -47,8 +48,8 @@ pub struct World {
     catalog: Arc<Catalog>,
     /// The data file.
     data: Vec<u8>,
-    /// Bytes of the template that were made available.
-    available: Vec<bool>,
+    /// Bytes of the template that were made available are 1.
+    available: Vec<u8>,
     connections: Vec<Connection>,
     operations: Vec<Operation>,
     step: Moment,
@@ -75,6 +76,10 @@ enum Mood {
     Probing(Probe),
     /// Nothing, from now on: everything must come to an end.
     Healing,
+    /// Nothing, and every choice is the plainest: a small world gets ready.
+    Preparing,
+    /// Nothing but so many resets, and time stands still: one interleaving of a small world.
+    Branching { resets: u64 },
 }
 
 /// What stands still while the connection of this key is looked at.
@@ -154,6 +159,7 @@ struct Drained {
 }
 
 /// A receive under way: the kernel copies into slots before it says so.
+#[derive(Hash)]
 struct Receive {
     targets: Vec<(u64, u64)>,
     landed: u64,
@@ -161,11 +167,13 @@ struct Receive {
 }
 
 /// A send under way: the kernel reads segments until it says how many bytes it took.
+#[derive(Hash)]
 struct Send {
     pieces: Vec<Piece>,
     taken: u64,
 }
 
+#[derive(Hash)]
 enum Piece {
     Bytes(Vec<u8>),
     Segment(Segment),
@@ -183,6 +191,7 @@ struct Operation {
     kind: Kind,
 }
 
+#[derive(Hash)]
 enum Kind {
     Store { id: RequestId, staged: Range<usize>, targets: Vec<(u64, u64)>, done: usize },
     Merge { id: RequestId, merge: Merge, block: Option<Box<[u8; BLOCK]>>, half: bool },
@@ -206,10 +215,11 @@ enum Action {
     Operation(usize),
     Tick(usize),
     Leave(usize),
+    Reset(usize),
 }
 
 impl Action {
-    const KINDS: usize = 10;
+    const KINDS: usize = 11;
 
     /// The connection it is about, and a number for its kind.
     fn of(self) -> Option<(usize, usize)> {
@@ -224,6 +234,7 @@ impl Action {
             Self::Unblock(index) => Some((index, 7)),
             Self::Tick(index) => Some((index, 8)),
             Self::Leave(index) => Some((index, 9)),
+            Self::Reset(index) => Some((index, 10)),
             Self::Operation(_) => None,
         }
     }
@@ -258,7 +269,7 @@ impl World {
         });
         Self {
             model: Model::new(swarm.size_bytes, swarm.template_bytes),
-            available: vec![false; swarm.template_bytes as usize],
+            available: vec![0; swarm.template_bytes as usize],
             catalog: Arc::new(Catalog::new(vec![export])),
             requests_left: swarm.requests,
             faults: Faults { quota_blocks: swarm.quota_bytes / 4096, ..Faults::default() },
@@ -398,22 +409,29 @@ impl World {
     /// One small thing happens. `Ok(false)`: nothing can.
     pub fn step(&mut self) -> Result<bool, Broken> {
         self.step += 1;
-        self.time = Instant(self.time.0 + 1000);
+        if self.is_small() {
+            self.settle()?;
+        } else {
+            self.time = Instant(self.time.0 + 1000);
+        }
         if self.mood == Mood::Faulty {
             self.disturb();
         }
         let mut actions = self.actions();
         if actions.is_empty() {
-            return Ok(self.wait());
+            return Ok(!self.is_small() && self.wait());
         }
         // The plainest choice is whoever has waited longest.
         let longest = (0..actions.len()).min_by_key(|at| self.waits_since(actions[*at]));
         actions.swap(0, longest.unwrap_or(0));
         let choice = match self.mood {
-            Mood::Probing(_) => 0,
+            Mood::Probing(_) | Mood::Preparing => 0,
             _ => self.tape.draw(Lane::Schedule, actions.len() as u64),
         };
         self.perform(actions[choice as usize])?;
+        if self.is_small() {
+            self.settle()?;
+        }
         self.check_step()?;
         Ok(true)
     }
@@ -486,10 +504,7 @@ impl World {
         let connection = &mut self.connections[index];
         let key = connection.key;
         match self.tape.draw(Lane::Net, 5) {
-            0 | 1 => {
-                connection.reset = true;
-                self.note("reset", key, [0; 4]);
-            }
+            0 | 1 => self.reset(index),
             2 => {
                 connection.to_server.ended = true;
                 self.note("half-close", key, [0; 4]);
@@ -535,6 +550,10 @@ impl World {
                 actions.push(Action::Operation(index));
             }
         }
+        if self.is_small() && actions.iter().any(|action| !matches!(action, Action::Leave(_))) {
+            // Nobody sees whether a client that wants nothing any more leaves now or later.
+            actions.retain(|action| !matches!(action, Action::Leave(_)));
+        }
         actions
     }
 
@@ -574,6 +593,9 @@ impl World {
         }
         if one.session.deadline().is_some_and(|at| at <= self.time) {
             actions.push(Action::Tick(index));
+        }
+        if alive && matches!(self.mood, Mood::Branching { resets: 1.. }) && !one.client.is_idle() {
+            actions.push(Action::Reset(index));
         }
     }
 
@@ -632,9 +654,23 @@ impl World {
                 self.connections[index].ticked = true;
                 self.tell(index, "tick", Input::Tick);
             }
+            Action::Reset(index) => {
+                if let Mood::Branching { resets } = &mut self.mood {
+                    *resets -= 1;
+                }
+                self.reset(index);
+            }
             Action::Operation(index) => self.operate(index)?,
         }
         Ok(())
+    }
+
+    /// The connection breaks.
+    fn reset(&mut self, index: usize) {
+        let connection = &mut self.connections[index];
+        connection.reset = true;
+        let key = connection.key;
+        self.note("reset", key, [0; 4]);
     }
 
     /// How many of `most` bytes (at least one) move at once.

@@ -53,7 +53,7 @@ fn a_torn_reply_shrinks_to_a_few_choices() {
         glassine_core::judge::plant(plant);
         let run = sim::scenario::run_whole(tape, Trace::default());
         glassine_core::judge::plant(None);
-        run.outcome.is_err().then_some(run.script)?
+        run.outcome.is_err().then(|| run.tape.recorded().cloned())?
     });
     let shrunk = shrink::shrink(failing.expect("it is found"), plant, 20_000).expect("it fails");
     assert!(shrunk.script.choices() < 40, "{} choices are left", shrunk.script.choices());

@@ -5,7 +5,10 @@ use super::*;
 impl World {
     pub(super) fn client_sends(&mut self, index: usize) {
         let room = self.connections[index].to_server.room() as u64;
-        let most = self.portion(Lane::Net, room);
+        let most = match self.is_small() {
+            true => room.min(self.connections[index].client.bytes_to_pause()),
+            false => self.portion(Lane::Net, room),
+        };
         let connection = &mut self.connections[index];
         let count = connection.client.output_bytes().min(most as usize);
         let bytes = connection.client.send(count, &mut self.model, self.step);

@@ -189,7 +189,7 @@ impl World {
                     let source = advance_source(segment.source, skip);
                     if let Source::Template { offset } = source {
                         let range = offset as usize..offset as usize + here;
-                        if !self.available[range].iter().all(|available| *available) {
+                        if self.available[range].contains(&0) {
                             let text = format!("connection {key} sends template bytes at {offset}");
                             return Broken::by("template bytes are sent after they came", text);
                         }
