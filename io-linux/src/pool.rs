@@ -3,6 +3,9 @@
 //! Threads are started as jobs wait, up to a bound, and end when there is nothing to do. Jobs of one
 //! slow template can take them all only up to the bound, which is well above what a host's disks do
 //! at a time.
+//!
+//! A job holds its device. A server that ends therefore waits for the jobs ([`Pool::finish`]): else
+//! the process could be gone before the last handle, whose drop removes the sheet's data.
 
 use std::collections::VecDeque;
 use std::thread;
@@ -67,6 +70,8 @@ pub struct Pool {
 struct Shared {
     state: Mutex<State>,
     more: Condvar,
+    /// Tells the one who finishes that no thread is left.
+    ended: Condvar,
     router: Arc<Router>,
 }
 
@@ -75,14 +80,15 @@ struct State {
     jobs: VecDeque<Job>,
     threads: usize,
     idle: usize,
+    finishing: bool,
 }
 
 impl Pool {
     /// A pool that reports to the workers behind `router`.
     #[must_use]
     pub fn new(router: Arc<Router>) -> Self {
-        let shared = Shared { state: Mutex::default(), more: Condvar::new(), router };
-        Self { shared: Arc::new(shared) }
+        let (more, ended) = (Condvar::new(), Condvar::new());
+        Self { shared: Arc::new(Shared { state: Mutex::default(), more, ended, router }) }
     }
 
     /// Adds a job.
@@ -110,6 +116,18 @@ impl Pool {
             }
         }
     }
+
+    /// Waits until all jobs are done, their devices let go, and the threads about to end. For when
+    /// nobody is left to submit any.
+    pub fn finish(&self) {
+        let mut state = lock(&self.shared.state);
+        state.finishing = true;
+        self.shared.more.notify_all();
+        while state.threads > 0 {
+            let ended = self.shared.ended.wait(state);
+            state = ended.expect("no thread panicked while it held this lock");
+        }
+    }
 }
 
 impl Shared {
@@ -121,9 +139,17 @@ impl Shared {
 
     fn next(&self) -> Option<Job> {
         let mut state = lock(&self.state);
+        let mut is_late = false;
         loop {
             if let Some(job) = state.jobs.pop_front() {
                 return Some(job);
+            }
+            if is_late || state.finishing {
+                state.threads -= 1;
+                if state.threads == 0 {
+                    self.ended.notify_all();
+                }
+                return None;
             }
             state.idle += 1;
             let (woken, timeout) = self
@@ -132,10 +158,7 @@ impl Shared {
                 .expect("no thread panicked while it held this lock");
             state = woken;
             state.idle -= 1;
-            if timeout.timed_out() && state.jobs.is_empty() {
-                state.threads -= 1;
-                return None;
-            }
+            is_late = timeout.timed_out();
         }
     }
 

@@ -112,6 +112,7 @@ impl Server {
                 std::panic::resume_unwind(panic);
             }
         }
+        self.shared.pool.finish();
     }
 }
 
