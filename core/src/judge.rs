@@ -143,14 +143,34 @@ named! {
     }
 }
 
-#[cfg(not(feature = "judge"))]
+#[cfg(not(any(feature = "judge", loom)))]
 pub use switched_off::IS_POSSIBLE;
-#[cfg(not(feature = "judge"))]
+#[cfg(not(any(feature = "judge", loom)))]
 pub(crate) use switched_off::{mark, planted};
 #[cfg(feature = "judge")]
 pub use switched_on::{IS_POSSIBLE, marks, plant, take_marks};
 #[cfg(feature = "judge")]
 pub(crate) use switched_on::{mark, planted};
+
+#[cfg(all(loom, not(feature = "judge")))]
+pub use of_models::IS_POSSIBLE;
+#[cfg(all(loom, not(feature = "judge")))]
+pub(crate) use of_models::{mark, planted};
+
+/// Under the model checker the whole process has one bug or none: see [`crate::sync::weakened`].
+#[cfg(all(loom, not(feature = "judge")))]
+mod of_models {
+    use super::{Bug, Mark};
+
+    /// Whether bugs can be planted in this build.
+    pub const IS_POSSIBLE: bool = true;
+
+    pub(crate) fn planted(bug: Bug) -> bool {
+        crate::sync::weakened(bug.id())
+    }
+
+    pub(crate) const fn mark(_: Mark) {}
+}
 
 #[cfg(feature = "judge")]
 mod switched_on {
@@ -198,7 +218,7 @@ mod switched_on {
     }
 }
 
-#[cfg(not(feature = "judge"))]
+#[cfg(not(any(feature = "judge", loom)))]
 mod switched_off {
     use super::{Bug, Mark};
 

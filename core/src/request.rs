@@ -19,6 +19,7 @@ const BLOCK: u64 = BLOCK_BYTES as u64;
 
 /// Names a request of one session while operations on it are outstanding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(loom, derive(Default))]
 pub struct RequestId {
     pub(crate) index: u16,
     pub(crate) generation: u32,

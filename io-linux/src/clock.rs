@@ -1,9 +1,10 @@
 //! The clock of this process, in the core's terms.
 
-use std::sync::OnceLock;
 use std::time::Instant as StdInstant;
 
 use glassine_core::Instant;
+
+use crate::sync::OnceLock;
 
 /// Nanoseconds since the first call.
 #[must_use]

@@ -17,7 +17,7 @@ use glassine_core::{CloseReason, Errno, Instant, Segment, Session, Source};
 use crate::clock;
 use crate::device::Device;
 use crate::pool::Job;
-use crate::router::{ConnectionId, Mail};
+use crate::router::ConnectionId;
 use crate::shared::{SPILL_BYTES_MAX, Shared};
 use crate::sync::{Arc, AtomicBool, OnceLock, Ordering, lock};
 use crate::sys::{self, IOVECS_MAX, IoVec, Ready};
@@ -201,21 +201,9 @@ impl Connection {
         }
     }
 
-    /// The one place where the overlay's lock is taken for a batch.
     fn advance(&mut self, shared: &Shared) {
-        let device = self.entered();
-        let (growth, waiting) = {
-            let device = Arc::clone(device);
-            let mut overlay = lock(&device.overlay);
-            self.session.advance(&mut overlay);
-            (overlay.poll_growth(), overlay.take_waiting())
-        };
-        if let Some(slots) = growth {
-            shared.pool.submit(Job::Grow { device: Arc::clone(self.entered()), slots });
-        }
-        for key in waiting {
-            shared.router.send(ConnectionId(key.0), Mail::Completed(Input::Wake));
-        }
+        let device = self.device.as_ref().expect("requests come after an export was chosen");
+        shared.with_overlay(device, |overlay| self.session.advance(overlay));
     }
 
     fn begin(&mut self, output: Output, shared: &Shared, scratch: &mut Scratch) {

@@ -1,5 +1,8 @@
 //! The `glassine` command.
 
+#[cfg(loom)]
+compile_error!("with --cfg loom there are models, and no server");
+
 use std::io::IsTerminal;
 use std::process::ExitCode;
 

@@ -5,9 +5,9 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use glassine_core::session::Input;
+use glassine_core::sync::weakened;
 
-use crate::sync::{Mutex, lock};
-use crate::sys::EventFd;
+use crate::sync::{Mutex, Waker, lock};
 
 /// Names a connection in the whole process; the top byte is its worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -42,14 +42,14 @@ pub struct Router {
 #[derive(Debug)]
 struct Mailbox {
     mail: Mutex<VecDeque<(ConnectionId, Mail)>>,
-    signal: EventFd,
+    signal: Waker,
 }
 
 impl Router {
     /// Mailboxes for so many workers.
     pub fn new(workers: usize) -> io::Result<Self> {
         assert!(workers <= WORKERS_MAX);
-        let make = |_| Ok(Mailbox { mail: Mutex::default(), signal: EventFd::new()? });
+        let make = |_| Ok(Mailbox { mail: Mutex::default(), signal: Waker::new()? });
         Ok(Self { boxes: (0..workers).map(make).collect::<io::Result<_>>()? })
     }
 
@@ -80,8 +80,22 @@ impl Router {
     #[must_use]
     pub fn take(&self, worker: usize) -> VecDeque<(ConnectionId, Mail)> {
         let mailbox = &self.boxes[worker];
-        mailbox.signal.clear();
-        std::mem::take(&mut *lock(&mailbox.mail))
+        // The signal first: mail that comes in between leaves a signal behind.
+        let late = weakened("clear-late");
+        if !late {
+            mailbox.signal.clear();
+        }
+        let mail = std::mem::take(&mut *lock(&mailbox.mail));
+        if late {
+            mailbox.signal.clear();
+        }
+        mail
+    }
+
+    /// Sleeps until there is mail, as a worker does in its epoll.
+    #[cfg(loom)]
+    pub fn wait(&self, worker: usize) {
+        self.boxes[worker].signal.wait();
     }
 
     fn post(&self, worker: usize, connection: ConnectionId, mail: Mail) {

@@ -66,8 +66,7 @@ impl Server {
             let turn = Arc::clone(&turn);
             let run = move || {
                 listener.run(|socket, peer| {
-                    if shared.connections.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS_MAX {
-                        shared.connections.fetch_sub(1, Ordering::Relaxed);
+                    if !shared.admit() {
                         tracing::warn!(
                             peer,
                             CONNECTIONS_MAX,

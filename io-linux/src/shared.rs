@@ -1,11 +1,12 @@
 //! What all threads of a server have in common.
 
-use glassine_core::{Catalog, Limits};
+use glassine_core::session::Input;
+use glassine_core::{Catalog, Limits, Overlay};
 
 use crate::device::Device;
-use crate::pool::Pool;
-use crate::router::Router;
-use crate::sync::{Arc, AtomicU64, AtomicUsize};
+use crate::pool::{Job, Pool};
+use crate::router::{ConnectionId, Mail, Router};
+use crate::sync::{Arc, AtomicU64, AtomicUsize, Ordering, lock};
 
 /// More connections than this at a time are turned away.
 pub const CONNECTIONS_MAX: usize = 4096;
@@ -31,4 +32,36 @@ pub struct Shared {
     pub connections: AtomicUsize,
     /// Memory that replies take which clients do not.
     pub spilled: AtomicU64,
+}
+
+impl Shared {
+    /// Counts a new connection; `false` if there are too many.
+    pub fn admit(&self) -> bool {
+        let admitted = self.connections.fetch_add(1, Ordering::Relaxed) < CONNECTIONS_MAX;
+        if !admitted {
+            self.leave();
+        }
+        admitted
+    }
+
+    /// A connection has ended.
+    pub fn leave(&self) {
+        self.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// The one way to work with an overlay: takes its lock for a batch, and then tells whoever has to
+    /// hear of what came of it.
+    pub fn with_overlay(&self, device: &Arc<Device>, work: impl FnOnce(&mut Overlay)) {
+        let (growth, waiting) = {
+            let mut overlay = lock(&device.overlay);
+            work(&mut overlay);
+            (overlay.poll_growth(), overlay.take_waiting())
+        };
+        if let Some(slots) = growth {
+            self.pool.submit(Job::Grow { device: Arc::clone(device), slots });
+        }
+        for key in waiting {
+            self.router.send(ConnectionId(key.0), Mail::Completed(Input::Wake));
+        }
+    }
 }

@@ -13,7 +13,7 @@ use crate::clock;
 use crate::driver::{Connection, Scratch, Turn};
 use crate::router::{ConnectionId, Mail, WORKER_SHIFT};
 use crate::shared::Shared;
-use crate::sync::{Arc, Ordering};
+use crate::sync::Arc;
 use crate::sys::{Epoll, Ready, no_events};
 
 /// The epoll token of the mailbox; connections count from 1.
@@ -117,7 +117,7 @@ impl Worker {
 
     fn accept(&mut self, socket: OwnedFd, peer: String) {
         if self.draining {
-            self.shared.connections.fetch_sub(1, Ordering::Relaxed);
+            self.shared.leave();
             return;
         }
         self.serial += 1;
@@ -126,7 +126,7 @@ impl Worker {
         let connection = Box::new(Connection::new(id, socket, peer, &self.shared));
         if let Err(error) = self.epoll.add(connection.socket(), serial) {
             tracing::error!(peer = connection.peer(), %error, "cannot watch a new connection");
-            self.shared.connections.fetch_sub(1, Ordering::Relaxed);
+            self.shared.leave();
             return;
         }
         tracing::info!(connection = serial, peer = connection.peer(), "connection opened");
@@ -151,7 +151,7 @@ impl Worker {
                     "connection closed: {reason}"
                 );
                 drop(connection);
-                self.shared.connections.fetch_sub(1, Ordering::Relaxed);
+                self.shared.leave();
             }
             turn => {
                 if let Some(deadline) = connection.deadline() {
