@@ -193,6 +193,15 @@ impl Epoll {
     /// Watches a socket for everything.
     pub fn add(&self, socket: BorrowedFd<'_>, token: u64) -> io::Result<()> {
         let events = libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET;
+        self.watch(socket, token, events)
+    }
+
+    /// Watches an event counter. Not for room: there is always some, and every reset would be news.
+    pub fn add_signal(&self, signal: BorrowedFd<'_>, token: u64) -> io::Result<()> {
+        self.watch(signal, token, libc::EPOLLIN | libc::EPOLLET)
+    }
+
+    fn watch(&self, socket: BorrowedFd<'_>, token: u64, events: i32) -> io::Result<()> {
         let mut event = libc::epoll_event { events: events as u32, u64: token };
         let (epoll, socket) = (self.0.as_raw_fd(), socket.as_raw_fd());
         // SAFETY: `event` is valid for the call.

@@ -39,7 +39,7 @@ impl Worker {
     /// Worker number `index` of a server.
     pub fn new(index: usize, shared: Arc<Shared>) -> io::Result<Self> {
         let epoll = Epoll::new()?;
-        epoll.add(shared.router.signal(index), MAILBOX)?;
+        epoll.add_signal(shared.router.signal(index), MAILBOX)?;
         Ok(Self {
             index,
             shared,
