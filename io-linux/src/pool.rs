@@ -17,7 +17,7 @@ use glassine_core::sync::weakened;
 
 use crate::device::Device;
 use crate::router::{ConnectionId, Mail, Router};
-use crate::sync::{Arc, AtomicBool, Condvar, Mutex, Ordering, lock, thread};
+use crate::sync::{Arc, AtomicBool, Condvar, Mutex, Ordering, lock, thread, wait};
 
 // The model checker has room for few.
 const THREADS_MAX: usize = if cfg!(loom) { 2 } else { 32 };
@@ -125,8 +125,7 @@ impl Pool {
         state.finishing = true;
         self.shared.more.notify_all();
         while state.threads > 0 {
-            let ended = self.shared.ended.wait(state);
-            state = ended.expect("no thread panicked while it held this lock");
+            (state, _) = wait(&self.shared.ended, &self.shared.state, state, IDLE_TIME);
         }
     }
 }
@@ -162,13 +161,10 @@ impl Shared {
                 return None;
             }
             state.idle += 1;
-            let (woken, timeout) = self
-                .more
-                .wait_timeout(state, IDLE_TIME)
-                .expect("no thread panicked while it held this lock");
+            let (woken, timed_out) = wait(&self.more, &self.state, state, IDLE_TIME);
             state = woken;
             state.idle -= 1;
-            is_late = timeout.timed_out();
+            is_late = timed_out;
         }
     }
 

@@ -1,5 +1,8 @@
-//! The only place where this crate names locks and other means of synchronisation, so that a model
-//! checker can replace them in one stroke: `--cfg loom` does (see `docs/loom.md`).
+//! The only place where this crate names locks and other means of synchronisation, so that a checker can
+//! replace them in one stroke. `--cfg loom` does, in `tests/loom` (see `docs/loom.md`), and
+//! `--cfg glassine_tsan`, in `tests/sanitize thread` (see `docs/sanitizers.md`).
+
+use std::time::Duration;
 
 pub use std::sync::OnceLock;
 #[cfg(not(loom))]
@@ -22,6 +25,46 @@ pub use modelled::{
 
 /// Locks; if another thread died holding the lock, its panic has been reported, and an assertion of
 /// ours failed: nothing behind the lock can be trusted any more.
+#[cfg(not(glassine_tsan))]
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().expect("no thread panicked while it held this lock")
+}
+
+/// Waits until notified, or so long; answers whether the time is up. It may also return for no reason.
+#[cfg(not(glassine_tsan))]
+pub fn wait<'a, T>(
+    condvar: &Condvar,
+    _mutex: &'a Mutex<T>,
+    guard: MutexGuard<'a, T>,
+    time: Duration,
+) -> (MutexGuard<'a, T>, bool) {
+    let (guard, timeout) =
+        condvar.wait_timeout(guard, time).expect("no thread panicked while it held this lock");
+    (guard, timeout.timed_out())
+}
+
+/// The same for ThreadSanitizer: a contended `lock` happens inside the standard library, which is not
+/// instrumented, so that every lock would be reported as a race. `try_lock` is compiled with us.
+#[cfg(glassine_tsan)]
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    loop {
+        match mutex.try_lock() {
+            Ok(guard) => return guard,
+            Err(std::sync::TryLockError::WouldBlock) => std::thread::yield_now(),
+            Err(error) => panic!("no thread panicked while it held this lock: {error}"),
+        }
+    }
+}
+
+/// The same for ThreadSanitizer: always returns soon, and for no reason.
+#[cfg(glassine_tsan)]
+pub fn wait<'a, T>(
+    _condvar: &Condvar,
+    mutex: &'a Mutex<T>,
+    guard: MutexGuard<'a, T>,
+    time: Duration,
+) -> (MutexGuard<'a, T>, bool) {
+    drop(guard);
+    std::thread::sleep(time.min(Duration::from_millis(1)));
+    (lock(mutex), false)
 }
