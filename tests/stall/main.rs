@@ -1,11 +1,12 @@
 //! What a stalled client costs another: measured alone, so that nothing else disturbs the figures.
+//! And a slow template without figures, for `tests/sanitize`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use glassine_tests::client::{Client, READ, WRITE};
+use glassine_tests::client::{Client, READ, TRIM, WRITE};
 use glassine_tests::load::{Load, Pattern, make_template};
 use glassine_tests::server::{Server, glassine, scratch, tool};
 
@@ -182,5 +183,57 @@ fn a_cold_template_delays_only_who_reads_it() {
     println!("slowest reply without a cold template {without:?}, with one {with:?}");
     assert!(with < Duration::from_millis(150), "a cold template stalls others: {with:?}");
     server.stop();
+    tool("umount", &[&slow.path]);
+}
+
+#[test]
+fn a_cold_template_is_read_by_many_and_left_by_some() {
+    let _alone = alone();
+    let directory = scratch();
+    let slow = SlowFile::new(directory.path());
+    let server = Server::blank("64M", &["--template", slow.path.to_str().expect("UTF-8")]);
+    // Everybody's requests are megabytes apart, so that readahead does not help.
+    let place = |client: u64, cookie: u64| (client * 4 + cookie) << 20;
+    let ask = |client: u64| {
+        let mut connection = Client::open(&server.socket());
+        for cookie in 0..2 {
+            connection.request(0, READ, cookie, place(client, cookie), 4096);
+        }
+        // Half a block: the other half is merged from the template.
+        connection.write_with(2, place(client, 2), 100, |bytes| bytes.fill(7));
+        connection.request(0, TRIM, 3, place(client, 3), 4096);
+        connection.flush();
+        connection
+    };
+    let check = |client: u64, connection: &mut Client, replies: u32| {
+        for _ in 0..replies {
+            let reply = connection.reply();
+            assert_eq!(reply.error, 0);
+            if reply.cookie < 2 {
+                let bytes = connection.take(4096).to_vec();
+                // nbdkit's pattern: every eight bytes are their own offset.
+                assert_eq!(bytes[..8], place(client, reply.cookie).to_be_bytes());
+            }
+        }
+    };
+    let leaving: Vec<_> = (0..4).map(ask).collect();
+    let mut staying: Vec<_> = (4..8).map(ask).collect();
+    // While the pool reads for them.
+    drop(leaving);
+    for (client, connection) in (4..8).zip(&mut staying) {
+        check(client, connection, 4);
+        let (written, trimmed) = (place(client, 2), place(client, 3));
+        assert_eq!(connection.read(written, 100), [7; 100]);
+        assert_eq!(connection.read(written + 104, 8), (written + 104).to_be_bytes());
+        assert_eq!(connection.read(trimmed, 4096), [0; 4096]);
+    }
+    // The server is told to end while the pool reads. It has all four requests when it has answered
+    // the quickest, the TRIM.
+    let mut last = ask(9);
+    check(9, &mut last, 1);
+    server.signal(libc::SIGTERM);
+    check(9, &mut last, 3);
+    assert!(last.is_closed());
+    server.stop_after_signal();
     tool("umount", &[&slow.path]);
 }
