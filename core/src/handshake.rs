@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 
 use crate::error::CloseReason;
 use crate::export::{Catalog, Export};
+use crate::judge::{Bug, planted};
 use crate::limits::{
     BLOCK_BYTES, HANDSHAKE_REPLY_BYTES_MAX, NAME_BYTES_MAX, OPTION_BYTES_MAX, OPTION_SKIP_BYTES_MAX,
 };
@@ -85,7 +86,8 @@ impl Handshake {
         if flags & !u32::from(wire::HANDSHAKE_FIXED_NEWSTYLE | wire::HANDSHAKE_NO_ZEROES) != 0 {
             return (0, Step::Close(CloseReason::UnknownClientFlags));
         }
-        self.no_zeroes = flags & u32::from(wire::HANDSHAKE_NO_ZEROES) != 0;
+        let no_zeroes = flags & u32::from(wire::HANDSHAKE_NO_ZEROES) != 0;
+        self.no_zeroes = no_zeroes && !planted(Bug::PaddedAlways);
         self.state = State::Option;
         (wire::CLIENT_FLAGS_BYTES, Step::Again)
     }
@@ -104,6 +106,7 @@ impl Handshake {
             return (HEADER, self.refuse_long(option, length, replies));
         }
         let end = HEADER + length as usize;
+        let end = if planted(Bug::OptionCut) { end.min(bytes.len()) } else { end };
         let Some(data) = bytes.get(HEADER..end) else {
             return (0, Step::Wait);
         };
@@ -130,7 +133,9 @@ impl Handshake {
                 answer.unsupported();
             }
         }
-        self.state = State::Skip(length);
+        if !planted(Bug::LongOptionLeft) {
+            self.state = State::Skip(length);
+        }
         Step::Again
     }
 }
@@ -253,13 +258,18 @@ fn parse_info(data: &[u8]) -> Result<(&[u8], &[u8]), &'static [u8]> {
         return Err(b"the name is longer than 4096 bytes");
     }
     let name_end = 4 + name_bytes as usize;
-    let name = data.get(4..name_end).ok_or(TRUNCATED)?;
+    let name = if planted(Bug::NameTrusted) {
+        &data[4..name_end]
+    } else {
+        data.get(4..name_end).ok_or(TRUNCATED)?
+    };
     if name.contains(&0) || core::str::from_utf8(name).is_err() {
         return Err(b"the name is not UTF-8 without NUL");
     }
     let count = data.get(name_end..name_end + 2).ok_or(TRUNCATED)?;
     let requests = &data[name_end + 2..];
-    if requests.len() != usize::from(be16(count, 0)) * 2 {
+    let matches = requests.len() == usize::from(be16(count, 0)) * 2;
+    if !matches && !planted(Bug::CountTrusted) {
         return Err(b"the number of information requests does not match the length");
     }
     Ok((name, requests))

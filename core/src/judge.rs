@@ -85,6 +85,11 @@ named! {
         StaleDenial = "stale-denial": "a growth that failed long ago refuses a write nobody made room for",
         DeniedForEver = "denied-for-ever": "a session whose write found room after all is refused its next",
         SpaceUsedTwice = "space-used-twice": "two writes use up the same space that was set aside",
+        NameTrusted = "name-length-trusted": "the length of a name is not held against the length of its option",
+        CountTrusted = "info-count-trusted": "the number of information requests is not held against the length of its option",
+        OptionCut = "option-cut-short": "an option is answered before all of its data is there",
+        LongOptionLeft = "long-option-left-in-stream": "the data of an option that is too long is not skipped",
+        PaddedAlways = "padded-always": "EXPORT_NAME is padded for a client that wants no padding",
     }
 }
 

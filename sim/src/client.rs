@@ -5,8 +5,8 @@ use std::collections::{HashMap, VecDeque};
 use std::hash::{Hash, Hasher};
 use std::ops::Range;
 
-use glassine_core::Errno;
 use glassine_core::wire::{self, RequestHeader};
+use glassine_core::{Errno, Overlay};
 
 use crate::broken::Broken;
 use crate::choice::{Lane, Tape};
@@ -64,7 +64,8 @@ pub struct Client {
     reading: Reading,
     no_zeroes: bool,
     export_name: bool,
-    options_left: u64,
+    /// Options sent, and the last reply that each must get.
+    options: VecDeque<(u32, u32)>,
     /// Requests made and not answered, by cookie.
     pub asked: HashMap<u64, Asked>,
     next_cookie: u64,
@@ -108,6 +109,49 @@ pub trait Excuses {
     fn space_was_short(&self, since: Moment, blocks: u64) -> bool;
 }
 
+/// What went wrong when, to excuse errors.
+#[derive(Debug, Default)]
+pub struct Faults {
+    /// When storage failed last.
+    pub storage: Option<Moment>,
+    /// When the data file could not grow last.
+    pub growth: Option<Moment>,
+    /// Moments at which more of the quota was spoken for than before or after.
+    used: Vec<(Moment, u64)>,
+    quota_blocks: u64,
+}
+
+impl Faults {
+    /// Nothing went wrong yet, and this is the quota.
+    #[must_use]
+    pub fn new(quota_bytes: u64) -> Self {
+        Self { quota_blocks: quota_bytes / BLOCK, ..Self::default() }
+    }
+
+    /// Notes how much of the quota is spoken for.
+    pub fn note_used(&mut self, now: Moment, overlay: &Overlay) {
+        let used = overlay.tally().provisioned() + overlay.charged();
+        if self.used.last().is_none_or(|(_, last)| *last != used) {
+            self.used.push((now, used));
+        }
+    }
+}
+
+impl Excuses for Faults {
+    fn storage_failed(&self, since: Moment) -> bool {
+        self.storage.is_some_and(|at| at >= since)
+    }
+
+    fn space_was_short(&self, since: Moment, blocks: u64) -> bool {
+        let mut used = self.used.iter().rev();
+        let last = used.by_ref().take_while(|(at, _)| *at >= since).map(|(_, used)| *used).max();
+        // What held when the request was issued was noted before that.
+        let before = self.used.iter().rev().find(|(at, _)| *at < since).map(|(_, used)| *used);
+        let most = last.max(before).unwrap_or(0);
+        self.growth.is_some_and(|at| at >= since) || most + blocks > self.quota_blocks
+    }
+}
+
 impl Client {
     /// A client that has just connected, with its handshake ready to be sent.
     #[must_use]
@@ -121,7 +165,7 @@ impl Client {
             reading: Reading::Greeting,
             no_zeroes: tape.chance(LANE, 50),
             export_name: tape.chance(LANE, 30),
-            options_left: 0,
+            options: VecDeque::new(),
             asked: HashMap::new(),
             // Cookies are opaque: any 64 bits will do, and no two clients share them.
             next_cookie: connection << 40 ^ tape.draw(LANE, 1 << 20) << 20,
@@ -161,20 +205,26 @@ impl Client {
             data
         };
         for _ in 0..tape.draw(LANE, 3) {
-            self.options_left += 1;
-            match tape.draw(LANE, 5) {
-                0 => self.queue_option(wire::OPT_LIST, &[]),
-                1 => self.queue_option(wire::OPT_INFO, &info(b"", &[3, 1, 77])),
-                2 => self.queue_option(wire::OPT_GO, &info(b"nobody", &[])),
-                3 => self.queue_option(0x0765_4321, &[1; 9]),
-                _ => self.queue_option(wire::OPT_INFO, &[0xff; 6]),
-            }
+            let (option, data, reply) = match tape.draw(LANE, 8) {
+                0 => (wire::OPT_LIST, vec![], wire::REP_ACK),
+                1 => (wire::OPT_INFO, info(b"", &[3, 1, 77]), wire::REP_ACK),
+                2 => (wire::OPT_GO, info(b"nobody", &[]), wire::REP_ERR_UNKNOWN),
+                3 => (0x0765_4321, vec![1; 9], wire::REP_ERR_UNSUP),
+                4 => (wire::OPT_INFO, vec![0xff; 6], wire::REP_ERR_INVALID),
+                // Longer than any option is: it has to be skipped.
+                5 => (0x0765_4321, vec![1; 8193], wire::REP_ERR_UNSUP),
+                // A name longer than its option, and more information requests than there are.
+                6 => (wire::OPT_INFO, vec![0, 0, 0, 9, 0, 0], wire::REP_ERR_INVALID),
+                _ => (wire::OPT_INFO, vec![0, 0, 0, 0, 0, 2, 0, 3], wire::REP_ERR_INVALID),
+            };
+            self.queue_option(option, &data);
+            self.options.push_back((option, reply));
         }
         if self.export_name {
             self.queue_option(wire::OPT_EXPORT_NAME, b"");
         } else {
-            self.options_left += 1;
             self.queue_option(wire::OPT_GO, &info(b"", &[3]));
+            self.options.push_back((wire::OPT_GO, wire::REP_ACK));
         }
     }
 
@@ -398,20 +448,20 @@ impl Client {
             let inbox: &[u8] = self.inbox.make_contiguous();
             let used = match self.reading {
                 Reading::Greeting => greeting(inbox)?,
-                Reading::OptionReplies => option_reply(inbox, &mut self.options_left)?,
+                Reading::OptionReplies => option_reply(inbox, &mut self.options)?,
                 Reading::ExportName => {
                     let length = if self.no_zeroes { 10 } else { 134 };
                     if inbox.len() < length { 0 } else { length }
                 }
                 Reading::Replies => self.reply(model, now, excuses)?,
             };
-            if used == 0 && (self.reading != Reading::OptionReplies || self.options_left > 0) {
+            if used == 0 && (self.reading != Reading::OptionReplies || !self.options.is_empty()) {
                 return Ok(());
             }
             self.inbox.drain(..used);
             self.reading = match self.reading {
                 Reading::Greeting => Reading::OptionReplies,
-                Reading::OptionReplies if self.options_left > 0 => Reading::OptionReplies,
+                Reading::OptionReplies if !self.options.is_empty() => Reading::OptionReplies,
                 Reading::OptionReplies if self.export_name => Reading::ExportName,
                 _ => Reading::Replies,
             };
@@ -450,33 +500,7 @@ impl Client {
             return Broken::by("one reply a request", text);
         }
         let since = asked.issued_at;
-        if error != asked.verdict.map_or(0, Errno::code) {
-            let blocks = u64::from(header.length) / BLOCK + 2;
-            let changes = matches!(header.command, wire::CMD_WRITE | wire::CMD_WRITE_ZEROES);
-            let is_fast = header.flags & wire::CMD_FLAG_FAST_ZERO != 0;
-            let explained = asked.verdict.is_none()
-                && match error {
-                    5 => {
-                        excuses.storage_failed(since)
-                            && (changes || header.command == wire::CMD_READ)
-                    }
-                    28 => {
-                        changes
-                            && (excuses.space_was_short(since, blocks)
-                                || excuses.storage_failed(since))
-                    }
-                    95 => {
-                        header.command == wire::CMD_WRITE_ZEROES
-                            && is_fast
-                            && (header.offset % BLOCK != 0 || u64::from(header.length) % BLOCK != 0)
-                    }
-                    _ => false,
-                };
-            if !explained {
-                let text = format!("{header:?} was answered {error}, expected {:?}", asked.verdict);
-                return Broken::by("error of a reply", text);
-            }
-        }
+        judge_error(&header, asked.verdict, error, since, excuses)?;
         if is_data {
             let bytes = header.offset..header.offset + u64::from(header.length);
             model.check(bytes, data, since, now)?;
@@ -505,27 +529,62 @@ fn greeting(inbox: &[u8]) -> Result<usize, Broken> {
     Ok(18)
 }
 
-fn option_reply(inbox: &[u8], options_left: &mut u64) -> Result<usize, Broken> {
-    if *options_left == 0 || inbox.len() < 20 {
+fn option_reply(inbox: &[u8], options: &mut VecDeque<(u32, u32)>) -> Result<usize, Broken> {
+    let Some(&(option, last)) = options.front() else { return Ok(0) };
+    if inbox.len() < 20 {
         return Ok(0);
     }
     if wire::be64(inbox, 0) != wire::OPTION_REPLY_MAGIC {
         return Broken::by("handshake", "an option reply without its magic");
     }
     let (kind, length) = (wire::be32(inbox, 12), wire::be32(inbox, 16) as usize);
+    let is_last = kind != wire::REP_INFO && kind != wire::REP_SERVER;
+    if wire::be32(inbox, 8) != option || (is_last && kind != last) {
+        return Broken::by("handshake", format!("option {option} was answered {kind:#x}"));
+    }
     if inbox.len() < 20 + length {
         return Ok(0);
     }
-    // Everything but the last reply to an option is an INFO or SERVER.
-    if kind != wire::REP_INFO && kind != wire::REP_SERVER {
-        *options_left -= 1;
+    if is_last {
+        options.pop_front();
     }
     Ok(20 + length)
 }
 
+/// Whether a request may get this error: what the protocol says, or what a fault explains.
+pub fn judge_error(
+    header: &RequestHeader,
+    verdict: Option<Errno>,
+    error: u32,
+    since: Moment,
+    excuses: &impl Excuses,
+) -> Result<(), Broken> {
+    let expected = verdict.map_or(0, Errno::code);
+    let blocks = u64::from(header.length) / BLOCK + 2;
+    let changes = matches!(header.command, wire::CMD_WRITE | wire::CMD_WRITE_ZEROES);
+    let failed = excuses.storage_failed(since);
+    let explained = match error {
+        _ if error == expected => true,
+        _ if verdict.is_some() => false,
+        5 => failed && (changes || header.command == wire::CMD_READ),
+        28 => changes && (excuses.space_was_short(since, blocks) || failed),
+        95 => {
+            header.command == wire::CMD_WRITE_ZEROES
+                && header.flags & wire::CMD_FLAG_FAST_ZERO != 0
+                && (header.offset % BLOCK != 0 || u64::from(header.length) % BLOCK != 0)
+        }
+        _ => false,
+    };
+    if explained {
+        return Ok(());
+    }
+    Broken::by("error of a reply", format!("{header:?} was answered {error}, expected {verdict:?}"))
+}
+
 /// The error a request must get, by the protocol alone; written anew from the clauses, so that it
 /// does not share the core's mistakes.
-fn verdict(header: &RequestHeader, view: View) -> Option<Errno> {
+#[must_use]
+pub fn verdict(header: &RequestHeader, view: View) -> Option<Errno> {
     let allowed = match header.command {
         wire::CMD_WRITE_ZEROES => 0b1_0011,
         wire::CMD_READ | wire::CMD_WRITE | wire::CMD_TRIM | wire::CMD_FLUSH | wire::CMD_CACHE => 1,
@@ -552,7 +611,8 @@ fn verdict(header: &RequestHeader, view: View) -> Option<Errno> {
 }
 
 /// TRIM touches whole blocks only; the end of the device ends a block.
-fn inward(bytes: &Range<u64>, size_bytes: u64) -> Range<u64> {
+#[must_use]
+pub fn inward(bytes: &Range<u64>, size_bytes: u64) -> Range<u64> {
     let start = bytes.start.div_ceil(BLOCK) * BLOCK;
     let end = if bytes.end == size_bytes { size_bytes } else { bytes.end / BLOCK * BLOCK };
     if start < end { start..end } else { 0..0 }

@@ -16,10 +16,12 @@ const BLOCK: u64 = 4096;
 pub type Moment = u64;
 
 /// What a change leaves behind.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
     /// Bytes of this version.
     Payload,
+    /// These bytes, from the first of the change on. A fuzzer chose them: they may repeat.
+    Given(Vec<u8>),
     /// Zeroes.
     Zero,
 }
@@ -189,14 +191,21 @@ impl Model {
         if version == INITIAL {
             return if position < self.template_bytes { template_byte(position) } else { 0 };
         }
-        match self.changes[version].content {
+        let change = &self.changes[version];
+        match &change.content {
             Content::Zero => 0,
             Content::Payload => payload_byte(version, position),
+            Content::Given(bytes) => bytes[(position - change.bytes.start) as usize],
         }
     }
 
     fn matches(&self, version: usize, run: &Range<u64>, data: &[u8]) -> bool {
         run.clone().zip(data).all(|(position, byte)| self.byte(version, position) == *byte)
+    }
+
+    /// Whether these are bytes of a change, though it does not cover them.
+    fn is_foreign(&self, version: usize, run: &Range<u64>, data: &[u8]) -> bool {
+        self.changes[version].content == Content::Payload && self.matches(version, run, data)
     }
 
     /// Whether `earlier` had taken effect before `later` could: it does not show any more.
@@ -255,11 +264,15 @@ impl Model {
         };
         let what = match all.iter().find(|version| self.matches(**version, run, data)) {
             Some(version) => name(*version),
-            None => match (0..self.changes.len()).find(|other| self.matches(*other, run, data)) {
-                Some(version) => format!("foreign bytes: {}", name(version)),
-                None if data.iter().all(|byte| *byte == 0) => "zeroes that nobody wrote".to_owned(),
-                None => "bytes of more than one version, or of none".to_owned(),
-            },
+            None => {
+                match (0..self.changes.len()).find(|other| self.is_foreign(*other, run, data)) {
+                    Some(version) => format!("foreign bytes: {}", name(version)),
+                    None if data.iter().all(|byte| *byte == 0) => {
+                        "zeroes that nobody wrote".to_owned()
+                    }
+                    None => "bytes of more than one version, or of none".to_owned(),
+                }
+            }
         };
         let admissible: Vec<String> = all
             .iter()

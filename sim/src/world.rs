@@ -26,7 +26,7 @@ use glassine_core::{
 
 use crate::broken::Broken;
 use crate::choice::{Lane, Tape};
-use crate::client::{Client, Excuses, Noticed, View};
+use crate::client::{Client, Faults, Noticed, View};
 use crate::model::{Model, Moment, template_byte};
 use crate::net::Pipe;
 use crate::swarm::Swarm;
@@ -97,31 +97,6 @@ enum Still {
     Fetches { before: u64 },
     /// Its client's reading.
     Reading,
-}
-
-/// What went wrong when, to excuse errors.
-#[derive(Debug, Default)]
-struct Faults {
-    storage: Option<Moment>,
-    /// Moments at which more of the quota was spoken for than before or after.
-    used: Vec<(Moment, u64)>,
-    growth: Option<Moment>,
-    quota_blocks: u64,
-}
-
-impl Excuses for Faults {
-    fn storage_failed(&self, since: Moment) -> bool {
-        self.storage.is_some_and(|at| at >= since)
-    }
-
-    fn space_was_short(&self, since: Moment, blocks: u64) -> bool {
-        let mut used = self.used.iter().rev();
-        let last = used.by_ref().take_while(|(at, _)| *at >= since).map(|(_, used)| *used).max();
-        // What held when the request was issued was noted before that.
-        let before = self.used.iter().rev().find(|(at, _)| *at < since).map(|(_, used)| *used);
-        let most = last.max(before).unwrap_or(0);
-        self.growth.is_some_and(|at| at >= since) || most + blocks > self.quota_blocks
-    }
 }
 
 struct Connection {
@@ -272,7 +247,7 @@ impl World {
             available: vec![0; swarm.template_bytes as usize],
             catalog: Arc::new(Catalog::new(vec![export])),
             requests_left: swarm.requests,
-            faults: Faults { quota_blocks: swarm.quota_bytes / 4096, ..Faults::default() },
+            faults: Faults::new(swarm.quota_bytes),
             swarm,
             tape,
             trace,
@@ -437,10 +412,7 @@ impl World {
     }
 
     fn check_step(&mut self) -> Result<(), Broken> {
-        let used = self.overlay.tally().provisioned() + self.overlay.charged();
-        if self.faults.used.last().is_none_or(|(_, last)| *last != used) {
-            self.faults.used.push((self.step, used));
-        }
+        self.faults.note_used(self.step, &self.overlay);
         let counts = self.overlay.counts();
         if !counts.conserved() {
             return Broken::by("slots conserved", format!("{counts:?}"));
