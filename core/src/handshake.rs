@@ -51,6 +51,12 @@ impl Handshake {
         Self { state: State::ClientFlags, no_zeroes: false, payload_bytes_max }
     }
 
+    /// Whether the rest of an option is still to be skipped.
+    #[must_use]
+    pub fn is_skipping(&self) -> bool {
+        matches!(self.state, State::Skip(_))
+    }
+
     /// Looks at received bytes and appends what is to be sent to `replies`; answers how many bytes
     /// were consumed and what to do.
     pub fn receive(

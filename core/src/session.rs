@@ -341,9 +341,11 @@ impl Session {
             }
             Input::EndOfStream => {
                 self.receive_ended();
-                let between = self.stream == Stream::Header && self.staging.unread().is_empty();
-                let reason =
-                    if between { CloseReason::EndOfStream } else { CloseReason::EndedMidRequest };
+                let reason = if self.is_between_requests() {
+                    CloseReason::EndOfStream
+                } else {
+                    CloseReason::EndedMidRequest
+                };
                 self.finish(reason, None);
             }
             Input::ReceiveFailed => {

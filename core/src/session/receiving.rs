@@ -24,6 +24,15 @@ impl Session {
         }
     }
 
+    /// Whether everything received is a number of whole requests, or options.
+    pub(super) fn is_between_requests(&self) -> bool {
+        let skips = match &self.phase {
+            Phase::Handshake { handshake, .. } => handshake.is_skipping(),
+            _ => false,
+        };
+        self.stream == Stream::Header && self.staging.unread().is_empty() && !skips
+    }
+
     /// A `Receive` is over; its request no longer has the kernel writing into its slots.
     pub(super) fn receive_ended(&mut self) -> Option<u16> {
         let index = self.receiving.take().expect("a Receive was under way")?;
