@@ -206,7 +206,8 @@ impl Overlay {
     }
 
     /// The moment that a pin taken now refers to.
-    pub(crate) fn epoch(&self) -> Epoch {
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
         self.epoch
     }
 
@@ -450,6 +451,10 @@ impl Overlay {
         let counts = self.slots.counts();
         let room = SLOTS_MAX - counts.total;
         let missing = self.growth.demand.saturating_sub(u64::from(counts.free));
+        if missing == 0 {
+            // What was waited for has become free meanwhile: whoever waited asks again.
+            self.growth.demand = 0;
+        }
         let wanted = if missing > 0 {
             missing.max(u64::from(if self.growth.failed { 0 } else { self.growth.step }))
         } else if self.runs_low() {
@@ -791,6 +796,19 @@ mod tests {
         overlay.release(&written(1..3), &mut runs, grant);
         overlay.audit();
         assert_eq!(overlay.tally(), Tally { slots: 0, reserved: 4 });
+    }
+
+    #[test]
+    fn who_waits_is_woken_when_slots_become_free_before_the_data_file_grows() {
+        let mut overlay = overlay(1 << 20, 0, u64::MAX);
+        let all = written(0..256);
+        let (mut runs, grant) = reserve(&mut overlay, &all).unwrap();
+        let all_taken = overlay.counts().free == 0;
+        assert!(all_taken);
+        assert_eq!(overlay.reserve(&written(0..9), OTHER, &mut Vec::new()), Ok(Reserve::Wait));
+        overlay.release(&all, &mut runs, grant);
+        assert_eq!(overlay.poll_growth(), None);
+        assert_eq!(overlay.take_waiting(), [OTHER]);
     }
 
     #[test]
