@@ -52,26 +52,32 @@ impl Hash for PinCell {
 
 /// A session's outstanding pins. Epochs are taken in rising order; the cell shows the oldest.
 #[derive(Debug, Hash)]
-pub(crate) struct Pins {
+pub struct Pins {
     cell: PinCell,
     held: VecDeque<(Epoch, u32)>,
 }
 
 impl Pins {
-    pub(crate) fn new(cell: PinCell) -> Self {
+    /// Nothing pinned yet; the overlay sees it in this cell.
+    #[must_use]
+    pub fn new(cell: PinCell) -> Self {
         Self { cell, held: VecDeque::with_capacity(8) }
     }
 
-    pub(crate) fn cell(&self) -> &PinCell {
+    /// The cell that the overlay sees.
+    #[must_use]
+    pub fn cell(&self) -> &PinCell {
         &self.cell
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
+    /// Whether nothing is pinned.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
         self.held.is_empty()
     }
 
     /// Pins everything resolved at `now`, the overlay's present epoch. Call under its lock.
-    pub(crate) fn take(&mut self, now: Epoch) -> Epoch {
+    pub fn take(&mut self, now: Epoch) -> Epoch {
         match self.held.back_mut() {
             Some((epoch, count)) if *epoch == now => *count += 1,
             last => {
@@ -86,7 +92,7 @@ impl Pins {
     }
 
     /// Lets go of one pin taken at `epoch`; needs no lock.
-    pub(crate) fn release(&mut self, epoch: Epoch) {
+    pub fn release(&mut self, epoch: Epoch) {
         let at = self.held.binary_search_by_key(&epoch, |(epoch, _)| *epoch);
         let (_, count) = &mut self.held[at.expect("only held pins are released")];
         *count = count.checked_sub(1).expect("a pin is released once");

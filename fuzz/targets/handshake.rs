@@ -1,5 +1,8 @@
-//! `cargo fuzz run handshake`: see `glassine_fuzz::handshake`.
+//! See `glassine_fuzz::handshake::handshake`.
 
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| glassine_fuzz::handshake(bytes));
+libfuzzer_sys::fuzz_target!(
+    init: glassine_fuzz::plant_from_environment(),
+    |bytes: &[u8]| glassine_fuzz::handshake::handshake(bytes)
+);

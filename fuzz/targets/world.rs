@@ -1,5 +1,8 @@
-//! `cargo fuzz run world`: see `glassine_fuzz::world`.
+//! See `glassine_fuzz::world`.
 
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| glassine_fuzz::world(bytes));
+libfuzzer_sys::fuzz_target!(
+    init: glassine_fuzz::plant_from_environment(),
+    |bytes: &[u8]| glassine_fuzz::world(bytes)
+);

@@ -1,57 +1,122 @@
-//! The fuzz bodies under bolero, on the stable toolchain: a bounded search in every test run.
+//! The fuzz bodies on the stable toolchain: every seed, every file of the corpus, and a bounded search
+//! by bolero in every test run.
 
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use glassine_fuzz::{TARGETS, handshake, overlay, requests, seeds, session, world};
+
+fn directory(kind: &str, target: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(kind).join(target)
+}
+
+/// Every file of a directory, by name.
+fn files(directory: &Path) -> Vec<(String, Vec<u8>)> {
+    let entries = fs::read_dir(directory).unwrap_or_else(|error| panic!("{directory:?}: {error}"));
+    let mut files: Vec<_> = entries
+        .map(|entry| {
+            let entry = entry.expect("a readable directory");
+            let bytes = fs::read(entry.path()).expect("a readable file");
+            (entry.file_name().into_string().expect("a plain name"), bytes)
+        })
+        .collect();
+    files.sort();
+    files
+}
+
+/// To write them anew: `GLASSINE_WRITE_SEEDS=1 cargo test -p glassine-fuzz seeds`.
 #[test]
-fn nothing_a_client_sends_in_the_handshake_breaks_a_session() {
-    bolero::check!().with_test_time(Duration::from_secs(5)).for_each(glassine_fuzz::handshake);
+fn the_seeds_are_as_they_are_made() {
+    for (target, _) in TARGETS {
+        let directory = directory("seeds", target);
+        if std::env::var_os("GLASSINE_WRITE_SEEDS").is_some() {
+            let _ = fs::remove_dir_all(&directory);
+            fs::create_dir_all(&directory).expect("a place for seeds");
+            for (name, bytes) in seeds::of(target) {
+                fs::write(directory.join(name), bytes).expect("a place for seeds");
+            }
+        }
+        assert!(files(&directory) == seeds::of(target), "the seeds of {target} differ");
+    }
 }
 
 #[test]
-fn nothing_a_client_sends_as_requests_breaks_a_session() {
-    bolero::check!().with_test_time(Duration::from_secs(5)).for_each(glassine_fuzz::requests);
+fn every_seed_and_every_file_of_the_corpus_holds() {
+    for (target, body) in TARGETS {
+        for kind in ["seeds", "corpus"] {
+            for (name, bytes) in files(&directory(kind, target)) {
+                println!("{kind}/{target}/{name}");
+                body(&bytes);
+            }
+        }
+    }
 }
 
-/// Random bytes seldom begin with a magic: this one builds requests with arbitrary fields.
+macro_rules! search {
+    ($name:ident, $body:expr, $seconds:expr) => {
+        #[test]
+        fn $name() {
+            let time = Duration::from_secs($seconds);
+            bolero::check!().with_test_time(time).for_each($body);
+        }
+    };
+}
+
+search!(nothing_a_client_sends_in_the_handshake_breaks_a_session, handshake::handshake, 4);
+search!(nothing_a_client_sends_as_requests_breaks_a_session, requests::requests, 4);
+search!(no_sequence_of_operations_breaks_a_session, session::session, 6);
+search!(no_sequence_of_operations_breaks_an_overlay, overlay::overlay, 6);
+search!(no_tape_breaks_a_world, world, 6);
+
+/// Random bytes seldom begin with a magic: this one builds options with arbitrary fields.
+#[test]
+fn no_fields_of_options_break_a_handshake() {
+    let time = Duration::from_secs(4);
+    let check = bolero::check!().with_type::<([u8; 2], u8, Vec<(u8, u8, Vec<u8>)>)>();
+    check.with_test_time(time).for_each(|(how, flags, options)| {
+        let mut bytes = how.to_vec();
+        bytes.extend(u32::from(flags % 5).to_be_bytes());
+        for (option, lie, data) in options {
+            // Most lengths are right.
+            let length = data.len() as u32 + u32::from(lie.saturating_sub(250)) * 3000;
+            bytes.extend(b"IHAVEOPT");
+            bytes.extend(u32::from(option % 12).to_be_bytes());
+            bytes.extend(length.to_be_bytes());
+            bytes.extend(data);
+        }
+        handshake::handshake(&bytes);
+    });
+}
+
+/// The same with requests.
 #[test]
 fn no_fields_of_requests_break_a_session() {
     type Fields = (u16, u8, u64, u32, u8);
-    bolero::check!()
-        .with_type::<(u8, Vec<Fields>)>()
-        .with_test_time(Duration::from_secs(10))
-        .for_each(|(piece, requests)| {
-            let mut bytes = vec![*piece];
-            for (flags, command, offset, length, near) in requests {
-                // Most offsets and lengths near the device, so that something happens.
-                let (offset, length) = match near % 4 {
-                    0 => (*offset, *length),
-                    1 => (offset % 41_000, *length),
-                    _ => (offset % 41_000, length % 20_000),
-                };
-                bytes.extend(0x2560_9513u32.to_be_bytes());
-                bytes.extend((flags & 0x13).to_be_bytes());
-                bytes.extend(u16::from(command % 9).to_be_bytes());
-                bytes.extend(7u64.to_be_bytes());
-                bytes.extend(offset.to_be_bytes());
-                bytes.extend(length.to_be_bytes());
-                if command % 9 == 1 {
-                    bytes.extend(vec![*near; length as usize % 30_000]);
-                }
-            }
-            glassine_fuzz::requests(&bytes);
-        });
-}
-
-#[test]
-fn no_tape_breaks_a_world() {
-    bolero::check!().with_test_time(Duration::from_secs(10)).for_each(glassine_fuzz::world);
+    let time = Duration::from_secs(6);
+    let check = bolero::check!().with_type::<([u8; 11], Vec<Fields>)>();
+    check.with_test_time(time).for_each(|(how, fields)| {
+        let mut bytes = how.to_vec();
+        for (flags, command, offset, length, near) in fields {
+            // Most offsets and lengths near the device, so that something happens.
+            let (offset, length) = match near % 4 {
+                0 => (*offset, *length),
+                1 => (offset % 22_000, *length),
+                _ => (offset % 22_000, length % 10_000),
+            };
+            let payload = if command % 9 == 1 { length as usize % 30_000 } else { 0 };
+            let payload = vec![*near; payload];
+            let command = u16::from(command % 9);
+            bytes.extend(seeds::request(flags & 0x13, command, offset, length, &payload));
+        }
+        requests::requests(&bytes);
+    });
 }
 
 /// A FLUSH whose offset and length wrap: libFuzzer found the sum being made all the same.
 #[test]
 fn a_flush_with_a_wrapping_range_is_answered() {
-    let mut bytes = vec![3];
-    bytes.extend([0x25, 0x60, 0x95, 0x13, 0, 0, 0, 3]);
-    bytes.extend([0xff; 20]);
-    glassine_fuzz::requests(&bytes);
+    let mut bytes = vec![0; 11];
+    bytes.extend(seeds::request(0, 3, u64::MAX, u32::MAX, &[]));
+    requests::requests(&bytes);
 }
