@@ -98,7 +98,8 @@ impl Client {
                     let (cookie, count) = (*cookie, self.stream.len().min(*left as usize));
                     *left -= count as u64;
                     let is_whole = *left == 0;
-                    let bytes: Vec<u8> = self.stream.drain(..count).collect();
+                    let rest = self.stream.split_off(count);
+                    let bytes = std::mem::replace(&mut self.stream, rest);
                     if self.asked[&cookie].verdict.is_none() {
                         self.payload.extend(bytes);
                     }

@@ -15,7 +15,7 @@ use glassine_core::{
     Source,
 };
 use sim::client::View;
-use sim::model::{Content, template_byte};
+use sim::model::{Content, fill_template};
 
 use crate::client::{Client, HELLO};
 use crate::input::Cuts;
@@ -85,8 +85,11 @@ pub(crate) struct Driver {
     pub(crate) client: Client,
     setup: Setup,
     data: Vec<u8>,
-    available: Vec<bool>,
-    inbound: VecDeque<u8>,
+    /// Bytes of the template that have come: 1, others: 0.
+    available: Vec<u8>,
+    /// What the client says, and how much of that was received.
+    inbound: Vec<u8>,
+    received: usize,
     /// The client has ended its side.
     has_ended: bool,
     is_reset: bool,
@@ -118,8 +121,9 @@ impl Driver {
             overlay: Overlay::new(config),
             client: Client::new(view, template_bytes, quota_bytes),
             data: Vec::new(),
-            available: vec![false; template_bytes as usize],
-            inbound: HELLO.iter().copied().collect(),
+            available: vec![0; template_bytes as usize],
+            inbound: HELLO.to_vec(),
+            received: 0,
             has_ended: false,
             is_reset: false,
             is_shut: false,
@@ -156,6 +160,17 @@ impl Driver {
     /// The connection breaks.
     pub(crate) fn resets(&mut self) {
         self.is_reset = true;
+    }
+
+    /// Bytes that the client has said and the kernel has not received.
+    fn waiting(&self) -> usize {
+        self.inbound.len() - self.received
+    }
+
+    /// The next bytes of what the client says.
+    fn take(&mut self, count: usize) -> Vec<u8> {
+        self.received += count;
+        self.inbound[self.received - count..self.received].to_vec()
     }
 
     fn tell(&mut self, input: Input) {
@@ -283,9 +298,9 @@ impl Driver {
         let Some(mut receive) = self.receive.take() else { return false };
         let direct: u64 = receive.targets.iter().map(|(_, length)| length).sum();
         let left = direct as usize - receive.landed.len();
-        let count = left.min(most).min(self.inbound.len());
+        let count = left.min(most).min(self.waiting());
         if !self.is_reset && count > 0 {
-            let bytes: Vec<u8> = self.inbound.drain(..count).collect();
+            let bytes = self.take(count);
             self.store_at(&receive.targets, receive.landed.len() as u64, &bytes);
             receive.landed.extend(bytes);
         }
@@ -295,17 +310,20 @@ impl Driver {
 
     /// Bytes of a payload cannot be put into their slots.
     pub(crate) fn receive_fault(&mut self, most: usize) -> bool {
-        let Some(receive) = &mut self.receive else { return false };
+        let Some(mut receive) = self.receive.take() else { return false };
         let direct: u64 = receive.targets.iter().map(|(_, length)| length).sum();
         let left = direct as usize - receive.landed.len();
-        let count = left.min(most).min(self.inbound.len());
-        if self.is_reset || count == 0 {
-            return false;
+        let count = left.min(most).min(self.waiting());
+        let possible = !self.is_reset && count > 0;
+        if possible {
+            receive.landed.extend(self.take(count));
         }
-        receive.landed.extend(self.inbound.drain(..count));
-        self.client.faults.storage = Some(self.client.now());
-        self.tell(Input::ReceiveFault);
-        true
+        self.receive = Some(receive);
+        if possible {
+            self.client.faults.storage = Some(self.client.now());
+            self.tell(Input::ReceiveFault);
+        }
+        possible
     }
 
     /// The receive under way comes to an end, if there is anything to say.
@@ -322,17 +340,16 @@ impl Driver {
         let direct: u64 = receive.targets.iter().map(|(_, length)| length).sum();
         let mut bytes = receive.landed;
         if bytes.len() as u64 == direct {
-            let room = self.session.receive_plan().staging;
-            let more = most.saturating_sub(bytes.len()).min(room.len()).min(self.inbound.len());
-            for place in &mut room[..more] {
-                *place = self.inbound.pop_front().expect("counted");
-                bytes.push(*place);
-            }
+            let room = self.session.receive_plan().staging.len();
+            let more = most.saturating_sub(bytes.len()).min(room).min(self.waiting());
+            let more = self.take(more);
+            self.session.receive_plan().staging[..more.len()].copy_from_slice(&more);
+            bytes.extend(more);
         }
         if !bytes.is_empty() {
             self.client.given(&bytes);
             self.tell(Input::Received { bytes: bytes.len() });
-        } else if receive.is_stopped || (self.has_ended && self.inbound.is_empty()) {
+        } else if receive.is_stopped || (self.has_ended && self.waiting() == 0) {
             self.tell(Input::EndOfStream);
         } else {
             self.receive = Some(Receive { landed: bytes, ..receive });
@@ -357,7 +374,7 @@ impl Driver {
                     let count = (segment.length as usize).min(room);
                     if let Source::Template { offset } = segment.source {
                         let range = offset as usize..offset as usize + count;
-                        assert!(self.available[range].iter().all(|is| *is), "sent before it came");
+                        assert!(!self.available[range].contains(&0), "sent before it came");
                     }
                     let at = bytes.len();
                     bytes.resize(at + count, 0);
@@ -469,7 +486,7 @@ impl Driver {
                 if count == 0 && !is_cancelled {
                     self.client.faults.storage = failed_at;
                 }
-                self.available[offset as usize..(offset + count) as usize].fill(true);
+                self.available[offset as usize..(offset + count) as usize].fill(1);
                 let result = if fails { Err(Errno::Io) } else { Ok(count) };
                 self.tell(Input::Fetched { id, result });
             }
@@ -566,7 +583,7 @@ impl Driver {
     /// Everything goes well from now on, until nothing moves any more; the client's bytes come in the
     /// pieces that `cuts` says.
     pub(crate) fn calm(&mut self, cuts: &mut Cuts) {
-        for _ in 0..100_000 + 20 * self.inbound.len() {
+        for _ in 0..100_000 + 20 * self.waiting() {
             self.client.step();
             let moved = self.advance()
                 || self.finish(0, How::Well)
@@ -617,9 +634,7 @@ fn read_from(
         Source::Zero => bytes.fill(0),
         Source::Template { offset } => {
             assert!(offset + bytes.len() as u64 <= template_bytes, "past the template");
-            for (position, byte) in (offset..).zip(bytes) {
-                *byte = template_byte(position);
-            }
+            fill_template(offset, bytes);
         }
         Source::Data { offset } => {
             let range = offset as usize..offset as usize + bytes.len();

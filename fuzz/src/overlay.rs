@@ -257,7 +257,7 @@ impl Device {
                 let predecessor = slot_blocks
                     .first()
                     .map(|block| Predecessor { block: *block, entry: self.overlay.entry(*block) });
-                let predecessor = predecessor.filter(|_| version % 2 == 0);
+                let predecessor = predecessor.filter(|_| version.is_multiple_of(2));
                 let writer = Writer { extent, runs, grant, version, charge, used, predecessor };
                 self.writers.push(writer);
                 true

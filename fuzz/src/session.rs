@@ -1,6 +1,8 @@
 //! A session driven by a sequence of operations: whatever a kernel, a disk, a client and a neighbour
 //! may do, in any order that is allowed, against a model of the device.
 
+use sim::model::fill_payload;
+
 use crate::driver::{BLOCK, Driver, How};
 use crate::input::{Choices, Cuts};
 use crate::requests::setup;
@@ -86,9 +88,9 @@ pub fn session(bytes: &[u8]) {
             Op::Finish => {
                 let which = usize::from(choices.byte());
                 let how = match choices.byte() {
-                    0..=191 => How::Well,
-                    192..=223 => How::Badly,
-                    short => How::Short(u64::from(short - 224) * 300),
+                    0..=127 => How::Well,
+                    128..=191 => How::Badly,
+                    short => How::Short(u64::from(short - 192) * 200),
                 };
                 driver.finish(which, how);
             }
@@ -130,10 +132,9 @@ fn request(choices: &mut Choices<'_>, serial: u64, size_bytes: u64) -> Vec<u8> {
     bytes.extend(offset.to_be_bytes());
     bytes.extend(length.to_be_bytes());
     if command == 1 {
-        bytes.extend((0..u64::from(length)).map(|at| {
-            let word = (serial + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (at / 8);
-            (word.wrapping_mul(0x94d0_49bb_1331_11eb) >> (8 * (at % 8))) as u8
-        }));
+        let header = bytes.len();
+        bytes.resize(header + length as usize, 0);
+        fill_payload(serial as usize, 0, &mut bytes[header..]);
     }
     bytes
 }

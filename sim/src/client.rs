@@ -10,7 +10,7 @@ use glassine_core::{Errno, Overlay};
 
 use crate::broken::Broken;
 use crate::choice::{Lane, Tape};
-use crate::model::{Content, Model, Moment, payload_byte};
+use crate::model::{Content, Model, Moment, fill_payload};
 use crate::net::hash_bytes;
 use crate::swarm::Swarm;
 
@@ -424,9 +424,8 @@ impl Client {
         self.queue(&header.encode());
         if header.command == wire::CMD_WRITE {
             let version = change.unwrap_or(usize::MAX / 2);
-            let payload: Vec<u8> = (0..u64::from(header.length))
-                .map(|index| payload_byte(version, header.offset.wrapping_add(index)))
-                .collect();
+            let mut payload = vec![0; header.length as usize];
+            fill_payload(version, header.offset, &mut payload);
             self.queue(&payload);
         }
         self.marks.push_back((self.queued, Mark::Ends(cookie)));
@@ -571,7 +570,7 @@ pub fn judge_error(
         95 => {
             header.command == wire::CMD_WRITE_ZEROES
                 && header.flags & wire::CMD_FLAG_FAST_ZERO != 0
-                && (header.offset % BLOCK != 0 || u64::from(header.length) % BLOCK != 0)
+                && !(header.offset | u64::from(header.length)).is_multiple_of(BLOCK)
         }
         _ => false,
     };

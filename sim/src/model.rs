@@ -51,20 +51,32 @@ pub struct Model {
 /// What lies under all changes.
 const INITIAL: usize = usize::MAX;
 
-/// The byte of a payload.
-#[must_use]
-pub fn payload_byte(version: usize, position: u64) -> u8 {
+/// Eight bytes of a payload, from a position on that is divisible by eight.
+fn payload_word(version: usize, position: u64) -> [u8; 8] {
     let mut word = (version as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (position / 8);
     word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    ((word ^ (word >> 31)) >> (8 * (position % 8))) as u8
+    (word ^ (word >> 31)).to_le_bytes()
 }
 
-/// The byte of the template.
-#[must_use]
-pub fn template_byte(position: u64) -> u8 {
-    // A version no change ever has.
-    payload_byte(usize::MAX - 1, position)
+/// The bytes of a payload, from a position on.
+pub fn fill_payload(version: usize, mut position: u64, mut bytes: &mut [u8]) {
+    while !bytes.is_empty() {
+        let word = payload_word(version, position);
+        let from = (position % 8) as usize;
+        let count = bytes.len().min(8 - from);
+        let (here, rest) = bytes.split_at_mut(count);
+        here.copy_from_slice(&word[from..from + count]);
+        (bytes, position) = (rest, position.wrapping_add(count as u64));
+    }
+}
+
+/// A version no change ever has.
+const TEMPLATE: usize = usize::MAX - 1;
+
+/// The bytes of the template, from a position on.
+pub fn fill_template(position: u64, bytes: &mut [u8]) {
+    fill_payload(TEMPLATE, position, bytes);
 }
 
 /// A run of bytes of one reply, and the only version it can be.
@@ -187,20 +199,29 @@ impl Model {
         bytes.start <= run.start && run.end <= bytes.end
     }
 
-    fn byte(&self, version: usize, position: u64) -> u8 {
+    /// The bytes of a version, from a position on, over zeroes.
+    fn fill(&self, version: usize, position: u64, bytes: &mut [u8]) {
         if version == INITIAL {
-            return if position < self.template_bytes { template_byte(position) } else { 0 };
+            let there = self.template_bytes.saturating_sub(position).min(bytes.len() as u64);
+            return fill_template(position, &mut bytes[..there as usize]);
         }
         let change = &self.changes[version];
         match &change.content {
-            Content::Zero => 0,
-            Content::Payload => payload_byte(version, position),
-            Content::Given(bytes) => bytes[(position - change.bytes.start) as usize],
+            Content::Zero => {}
+            Content::Payload => fill_payload(version, position, bytes),
+            Content::Given(given) => {
+                let from = (position - change.bytes.start) as usize;
+                bytes.copy_from_slice(&given[from..from + bytes.len()]);
+            }
         }
     }
 
+    /// Whether bytes of a block are those of a version.
     fn matches(&self, version: usize, run: &Range<u64>, data: &[u8]) -> bool {
-        run.clone().zip(data).all(|(position, byte)| self.byte(version, position) == *byte)
+        let mut expected = [0; BLOCK as usize];
+        let expected = &mut expected[..data.len()];
+        self.fill(version, run.start, expected);
+        *expected == *data
     }
 
     /// Whether these are bytes of a change, though it does not cover them.
@@ -314,7 +335,9 @@ mod tests {
     use super::*;
 
     fn payload(version: usize, bytes: Range<u64>) -> Vec<u8> {
-        bytes.map(|position| payload_byte(version, position)).collect()
+        let mut payload = vec![0; (bytes.end - bytes.start) as usize];
+        fill_payload(version, bytes.start, &mut payload);
+        payload
     }
 
     /// Two writes over blocks 0 and 1, the second begun after the first was answered.
@@ -365,7 +388,7 @@ mod tests {
         let mut model = two_writes();
         let error = model.check(12288..16384, &payload(1, 0..4096), 30, 40).unwrap_err();
         assert!(error.text.contains("more than one version, or of none"), "{error}");
-        let template: Vec<u8> = (12288..16384).map(template_byte).collect();
+        let template = payload(TEMPLATE, 12288..16384);
         assert!(
             model.check(12288..16384, &template, 30, 40).is_err(),
             "beyond the template is zero"

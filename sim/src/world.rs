@@ -27,7 +27,7 @@ use glassine_core::{
 use crate::broken::Broken;
 use crate::choice::{Lane, Tape};
 use crate::client::{Client, Faults, Noticed, View};
-use crate::model::{Model, Moment, template_byte};
+use crate::model::{Model, Moment, fill_template};
 use crate::net::Pipe;
 use crate::swarm::Swarm;
 use crate::trace::{Event, Trace};

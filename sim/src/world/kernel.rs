@@ -46,13 +46,12 @@ impl World {
                 bytes.copy_from_slice(&self.data[range]);
             }
             Source::Template { offset } => {
-                for (position, byte) in (offset..).zip(bytes) {
-                    if position >= self.swarm.template_bytes {
-                        let text = format!("connection {key} reads it at {position}");
-                        return Broken::by("the template is not read past its end", text);
-                    }
-                    *byte = template_byte(position);
+                let end = offset + bytes.len() as u64;
+                if end > self.swarm.template_bytes {
+                    let text = format!("connection {key} reads it up to {end}");
+                    return Broken::by("the template is not read past its end", text);
                 }
+                fill_template(offset, bytes);
             }
         }
         Ok(())
