@@ -36,10 +36,10 @@ pub(crate) struct Setup {
 }
 
 impl Setup {
-    /// The same with no template, one of the whole size, of half of it, or all but a byte of it.
+    /// The same with a template of half its size, of all, of none, or of all but a byte.
     pub(crate) fn with_template(mut self, which: u32) -> Self {
         let size = self.size_bytes;
-        self.template_bytes = [0, size, size / 2, size - 1][which as usize];
+        self.template_bytes = [size / 2, size, 0, size - 1][which as usize];
         self
     }
 }

@@ -11,7 +11,7 @@ use glassine_core::{Errno, Overlay};
 use crate::broken::Broken;
 use crate::choice::{Lane, Tape};
 use crate::model::{Content, Model, Moment, fill_payload};
-use crate::net::hash_bytes;
+use crate::net::{hash_bytes, take_front};
 use crate::swarm::Swarm;
 
 const LANE: Lane = Lane::Client;
@@ -278,7 +278,7 @@ impl Client {
 
     /// Sends `count` bytes.
     pub fn send(&mut self, count: usize, model: &mut Model, now: Moment) -> Vec<u8> {
-        let bytes = self.out.drain(..count).collect();
+        let bytes = take_front(&mut self.out, count);
         while let Some((at, mark)) = self.marks.front().copied() {
             match mark {
                 Mark::Begins(cookie) if at < self.pushed + count as u64 => {

@@ -60,15 +60,21 @@ fn payload_word(version: usize, position: u64) -> [u8; 8] {
 }
 
 /// The bytes of a payload, from a position on.
-pub fn fill_payload(version: usize, mut position: u64, mut bytes: &mut [u8]) {
-    while !bytes.is_empty() {
-        let word = payload_word(version, position);
-        let from = (position % 8) as usize;
-        let count = bytes.len().min(8 - from);
-        let (here, rest) = bytes.split_at_mut(count);
-        here.copy_from_slice(&word[from..from + count]);
-        (bytes, position) = (rest, position.wrapping_add(count as u64));
+pub fn fill_payload(version: usize, position: u64, bytes: &mut [u8]) {
+    // The rest of a word, whole words, and the beginning of one.
+    let head = bytes.len().min((8 - position % 8) as usize % 8);
+    let (first, rest) = bytes.split_at_mut(head);
+    let skip = (position % 8) as usize;
+    first.copy_from_slice(&payload_word(version, position)[skip..skip + head]);
+    let position = position.wrapping_add(head as u64);
+    let (words, last) = rest.as_chunks_mut::<8>();
+    let mut at = position;
+    for word in words {
+        *word = payload_word(version, at);
+        at = at.wrapping_add(8);
     }
+    let count = last.len();
+    last.copy_from_slice(&payload_word(version, at)[..count]);
 }
 
 /// A version no change ever has.

@@ -3,6 +3,15 @@
 use std::collections::VecDeque;
 use std::hash::{Hash, Hasher};
 
+/// Takes bytes from the front of a queue; there must be as many.
+pub(crate) fn take_front(queue: &mut VecDeque<u8>, count: usize) -> Vec<u8> {
+    let (first, second) = queue.as_slices();
+    let here = count.min(first.len());
+    let taken = [&first[..here], &second[..count - here]].concat();
+    queue.drain(..count);
+    taken
+}
+
 /// One direction of a connection.
 #[derive(Debug)]
 pub struct Pipe {
@@ -63,6 +72,6 @@ impl Pipe {
 
     /// Takes bytes; there must be as many.
     pub fn take(&mut self, count: usize) -> Vec<u8> {
-        self.bytes.drain(..count).collect()
+        take_front(&mut self.bytes, count)
     }
 }
