@@ -58,6 +58,7 @@ pub struct Tape {
 #[derive(Debug, Clone)]
 enum Source {
     Seeded(Box<[ChaCha8Rng; LANES]>),
+    Redrawn { swarm: Vec<u64>, at: usize, lanes: Box<[ChaCha8Rng; LANES]> },
     Bytes { bytes: Vec<u8>, at: usize },
     Script { script: Script, at: [usize; LANES] },
     Path { prefix: Vec<u64>, taken: Vec<Branch> },
@@ -147,6 +148,14 @@ impl Tape {
         Self::new(Source::Seeded(Box::new(std::array::from_fn(lane))))
     }
 
+    /// The configuration of a script, and everything else as it follows from a number.
+    #[must_use]
+    pub fn redrawn(script: &Script, seed: u64) -> Self {
+        let Self { source: Source::Seeded(lanes), .. } = Self::seeded(seed) else { unreachable!() };
+        let swarm = script.lanes[Lane::Swarm as usize].clone();
+        Self::new(Source::Redrawn { swarm, at: 0, lanes })
+    }
+
     /// Choices from bytes.
     #[must_use]
     pub fn bytes(bytes: Vec<u8>) -> Self {
@@ -191,7 +200,13 @@ impl Tape {
     pub fn draw(&mut self, lane: Lane, below: u64) -> u64 {
         assert!(below > 0);
         let choice = match &mut self.source {
-            Source::Seeded(lanes) => lanes[lane as usize].random_range(0..below),
+            Source::Redrawn { swarm, at, .. } if lane == Lane::Swarm => {
+                *at += 1;
+                swarm.get(*at - 1).map_or(0, |choice| choice % below)
+            }
+            Source::Seeded(lanes) | Source::Redrawn { lanes, .. } => {
+                lanes[lane as usize].random_range(0..below)
+            }
             Source::Bytes { bytes, at } => {
                 let mut value = 0u64;
                 let mut span = 1u64;

@@ -78,8 +78,8 @@ enum Command {
         /// Write the tape to this file instead of printing it.
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
-        /// Give up after so many runs.
-        #[arg(long, default_value_t = 20_000)]
+        /// Give up after about so many runs.
+        #[arg(long, default_value_t = 40_000)]
         runs: u64,
     },
     /// Run very many seeds, count failures by the check that found them, and name the marks never hit.

@@ -55,6 +55,6 @@ fn a_torn_reply_shrinks_to_a_few_choices() {
         glassine_core::judge::plant(None);
         run.outcome.is_err().then(|| run.tape.recorded().cloned())?
     });
-    let shrunk = shrink::shrink(failing.expect("it is found"), plant, 20_000).expect("it fails");
+    let shrunk = shrink::shrink(failing.expect("it is found"), plant, 40_000).expect("it fails");
     assert!(shrunk.script.choices() < 40, "{} choices are left", shrunk.script.choices());
 }
