@@ -228,7 +228,7 @@ pub enum Scope {
 const FEW: [Ask; 5] = [Ask::Read, Ask::WriteBoth, Ask::WritePart, Ask::TrimFirst, Ask::ZeroPart];
 
 /// All small worlds of a scope. Which connection is which makes no difference, nor does the way of a
-/// payload where there is none.
+/// payload where there is none; and a connection that breaks is the same over whatever there was.
 #[must_use]
 pub fn worlds(scope: Scope) -> Vec<SmallWorld> {
     let mut worlds = Vec::new();
@@ -240,9 +240,10 @@ pub fn worlds(scope: Scope) -> Vec<SmallWorld> {
                         let writes =
                             [one, other].iter().any(|ask| ask.request().0 == wire::CMD_WRITE);
                         let kinds = [(false, false), (false, true), (true, false), (true, true)];
-                        for (direct, resets) in
-                            kinds.into_iter().filter(|(direct, _)| writes || !direct)
-                        {
+                        for (direct, resets) in kinds {
+                            if direct && !writes || resets && before != Before::Slots {
+                                continue;
+                            }
                             let asks = [vec![*one], vec![*other]];
                             worlds.push(SmallWorld { before, direct, resets, asks });
                         }
@@ -304,7 +305,13 @@ pub struct FailedWorld {
 }
 
 /// Explores worlds on all cores, until one fails.
-pub fn explore_all(worlds: &[SmallWorld], plant: Option<Bug>) -> Result<Explored, FailedWorld> {
+///
+/// `progress` hears of every world that is done.
+pub fn explore_all(
+    worlds: &[SmallWorld],
+    plant: Option<Bug>,
+    progress: impl Fn(&SmallWorld, &Explored) + Sync,
+) -> Result<Explored, FailedWorld> {
     let next = AtomicUsize::new(0);
     let all = Mutex::new(Ok(Explored::default()));
     thread::scope(|scope| {
@@ -313,6 +320,9 @@ pub fn explore_all(worlds: &[SmallWorld], plant: Option<Bug>) -> Result<Explored
                 judge::plant(plant);
                 while let Some(small) = worlds.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let explored = explore(small);
+                    if let Ok(explored) = &explored {
+                        progress(small, explored);
+                    }
                     let mut all = all.lock().expect("no panic");
                     match (all.as_mut(), explored) {
                         (Ok(sum), Ok(explored)) => *sum += explored,

@@ -353,7 +353,13 @@ fn run_small_worlds(worlds: Vec<SmallWorld>, triples: bool, plant: Option<Bug>) 
     let scope = if triples { Scope::Triples } else { Scope::Pairs };
     let worlds = if worlds.is_empty() { exhaust::worlds(scope) } else { worlds };
     let began = Instant::now();
-    match exhaust::explore_all(&worlds, plant) {
+    let terminal = std::io::stderr().is_terminal();
+    let all = exhaust::explore_all(&worlds, plant, |small, explored| {
+        if terminal {
+            eprintln!("{small}: {} states", explored.states);
+        }
+    });
+    match all {
         Ok(all) => {
             println!(
                 "{} small worlds: no failure in {} states, {} transitions between them, {} ends, {:.3e} \

@@ -23,7 +23,7 @@ fn every_interleaving_holds() {
         small("template staged steady write-part read-middle"),
         small("zero staged steady zero-both write-part"),
     ]);
-    match exhaust::explore_all(&worlds, None) {
+    match exhaust::explore_all(&worlds, None, |_, _| {}) {
         Ok(all) => {
             println!("{all:?}");
             assert_eq!(all.worlds, worlds.len() as u64);
@@ -46,7 +46,7 @@ fn races_are_found_for_certain() {
         ("template staged steady write-part trim-first", Bug::WrongPredecessor),
         ("slots direct resets write-middle write-middle", Bug::MergeAfterAbort),
     ] {
-        let found = exhaust::explore_all(&[small(world)], Some(bug));
+        let found = exhaust::explore_all(&[small(world)], Some(bug), |_, _| {});
         assert!(found.is_err(), "{} is not found in {world}", bug.id());
     }
 }
