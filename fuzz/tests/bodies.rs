@@ -120,3 +120,31 @@ fn a_flush_with_a_wrapping_range_is_answered() {
     bytes.extend(seeds::request(0, 3, u64::MAX, u32::MAX, &[]));
     requests::requests(&bytes);
 }
+
+/// An option longer than any is skipped, and the next one understood: too long for a seed.
+#[test]
+fn an_option_that_is_too_long_is_refused_and_skipped() {
+    for cuts in [0, 100, 200] {
+        let mut bytes = vec![0, cuts, 0, 0, 0, 3];
+        for option in [3, 6, 7, 9, 77] {
+            bytes.extend(seeds::option(option, &[1; 8193]));
+        }
+        bytes.extend(seeds::option(3, &[]));
+        handshake::handshake(&bytes);
+    }
+}
+
+/// While a read is pinned, more parts of the map are cut off than one reclaim looks at: several look at
+/// all of them. It was the body that had to learn this.
+#[test]
+fn many_dropped_parts_of_a_map_are_freed_in_several_steps() {
+    // A device of one block; a neighbour writes to it, and the data file grows.
+    let mut bytes = vec![2, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0];
+    bytes.extend([9, 7, 8, 0, 9, 7]);
+    // A read is resolved, and waits to be sent.
+    bytes.extend([0, 0, 0, 0, 0, 1, 0, 1, 0, 2]);
+    for _ in 0..10 {
+        bytes.extend([9, 7, 9, 0]);
+    }
+    session::session(&bytes);
+}
