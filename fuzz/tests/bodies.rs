@@ -134,6 +134,18 @@ fn an_option_that_is_too_long_is_refused_and_skipped() {
     }
 }
 
+/// A client whose replies wait is given up before anybody looks at what it says next.
+#[test]
+fn a_deaf_client_is_given_up_whatever_it_says_next() {
+    let mut bytes = vec![6, 0, 0, 0, 0, 3];
+    for _ in 0..40 {
+        bytes.extend(seeds::option(3, &[]));
+    }
+    for next in [&b""[..], b"no option at all", b"IHAVE"] {
+        handshake::handshake(&[&bytes, next].concat());
+    }
+}
+
 /// While a read is pinned, more parts of the map are cut off than one reclaim looks at: several look at
 /// all of them. It was the body that had to learn this.
 #[test]
