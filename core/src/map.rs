@@ -618,6 +618,25 @@ mod tests {
         }
     }
 
+    /// Found by a mutation that stopped at the second level: devices in the simulator have two.
+    #[test]
+    fn every_level_of_a_large_map_is_followed() {
+        let blocks = 3 * (FANOUT * FANOUT) as u64;
+        let mut map = Map::new(blocks, Uniform::Template);
+        for (slot, block) in (0..).zip([5, 700, 300_000, blocks - 1]) {
+            map.publish(block..block + 1, &mut [SlotId(slot)].into_iter(), &mut |_| {});
+            assert_eq!(map.entry(block), Entry::Slot(SlotId(slot)));
+            assert_eq!(map.entry(block - 1), Entry::Template);
+        }
+        let mut seen = Vec::new();
+        map.walk(0..blocks, &mut |run, entry| {
+            if entry != Entry::Template {
+                seen.push(run.start);
+            }
+        });
+        assert_eq!(seen, [5, 700, 300_000, blocks - 1]);
+    }
+
     #[test]
     fn filling_a_tebibyte_looks_at_a_few_tags_only() {
         let blocks = (1u64 << 40) / 4096;
