@@ -649,5 +649,8 @@ mod tests {
         assert_eq!(map.entry(77), Entry::Zero);
         assert_eq!(map.entry(blocks - 1), Entry::Zero);
         assert_eq!(map.tally(), Tally::default());
+        // Block by block, this would take minutes and gigabytes.
+        map.fill(0..blocks, Uniform::ZeroProvisioned, &mut |_| {}, &mut dropped);
+        assert_eq!(map.tally(), Tally { slots: 0, reserved: blocks });
     }
 }
