@@ -752,8 +752,9 @@ mod tests {
         assert!(overlay.counts().displaced >= 600, "everything displaced since then is held back");
         pins.release(pin);
         overlay.reclaim();
-        assert_eq!(overlay.counts().displaced, 0);
+        assert_eq!((overlay.counts().displaced, overlay.sessions()), (0, 1));
         overlay.detach(pins.cell());
+        assert_eq!(overlay.sessions(), 0);
     }
 
     #[test]
