@@ -151,16 +151,16 @@ named! {
 #[cfg(not(any(feature = "judge", loom)))]
 pub use switched_off::IS_POSSIBLE;
 #[cfg(not(any(feature = "judge", loom)))]
-pub(crate) use switched_off::{mark, planted};
+pub(crate) use switched_off::{mark, planted, used};
 #[cfg(feature = "judge")]
-pub use switched_on::{IS_POSSIBLE, marks, plant, take_marks};
+pub use switched_on::{IS_POSSIBLE, marks, plant, take_marks, take_most_used};
 #[cfg(feature = "judge")]
-pub(crate) use switched_on::{mark, planted};
+pub(crate) use switched_on::{mark, planted, used};
 
 #[cfg(all(loom, not(feature = "judge")))]
 pub use of_models::IS_POSSIBLE;
 #[cfg(all(loom, not(feature = "judge")))]
-pub(crate) use of_models::{mark, planted};
+pub(crate) use of_models::{mark, planted, used};
 
 /// Under the model checker the whole process has one bug or none: see [`crate::sync::weakened`].
 #[cfg(all(loom, not(feature = "judge")))]
@@ -175,6 +175,8 @@ mod of_models {
     }
 
     pub(crate) const fn mark(_: Mark) {}
+
+    pub(crate) const fn used(_: u64) {}
 }
 
 #[cfg(feature = "judge")]
@@ -192,6 +194,7 @@ mod switched_on {
     std::thread_local! {
         static PLANTED: Cell<Option<Bug>> = const { Cell::new(None) };
         static MARKS: Cell<u64> = const { Cell::new(0) };
+        static MOST_USED: Cell<u64> = const { Cell::new(0) };
     }
 
     const _: () = assert!(Mark::ALL.len() <= u64::BITS as usize);
@@ -205,6 +208,18 @@ mod switched_on {
     #[must_use]
     pub fn take_marks() -> u64 {
         MARKS.take()
+    }
+
+    /// The most blocks that counted against a quota at any moment since this was last asked: within one
+    /// batch they may come and go.
+    #[must_use]
+    pub fn take_most_used() -> u64 {
+        MOST_USED.take()
+    }
+
+    #[inline]
+    pub(crate) fn used(blocks: u64) {
+        MOST_USED.set(MOST_USED.get().max(blocks));
     }
 
     /// The marks in a set.
@@ -237,4 +252,7 @@ mod switched_off {
 
     #[inline(always)]
     pub(crate) const fn mark(_: Mark) {}
+
+    #[inline(always)]
+    pub(crate) const fn used(_: u64) {}
 }

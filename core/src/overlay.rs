@@ -13,7 +13,7 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use crate::error::Errno;
-use crate::judge::{Bug, Mark, mark, planted};
+use crate::judge::{Bug, Mark, mark, planted, used};
 use crate::limits::{BLOCK_BYTES, DEVICE_BYTES_MAX, GROWTH_SLOTS_MAX, RECLAIM_SLOTS_PER_STEP};
 use crate::map::{Dropped, Entry, Map, SLOTS_MAX, Tally, Uniform};
 use crate::pin::{Epoch, PinCell};
@@ -322,6 +322,7 @@ impl Overlay {
         self.slots.take(count, runs);
         self.charged += grant.charge;
         self.setting += grant.setting;
+        used(self.map.tally().provisioned() + self.charged);
         Ok(Reserve::Granted(grant))
     }
 
@@ -384,6 +385,7 @@ impl Overlay {
         self.epoch.0 += 1;
         self.zero(extent);
         self.flip(extent, runs);
+        used(self.map.tally().provisioned() + self.charged);
         Ok(())
     }
 

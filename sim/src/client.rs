@@ -5,6 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use std::hash::{Hash, Hasher};
 use std::ops::Range;
 
+use glassine_core::judge;
 use glassine_core::wire::{self, RequestHeader};
 use glassine_core::{Errno, Overlay};
 
@@ -125,12 +126,19 @@ impl Faults {
     /// Nothing went wrong yet, and this is the quota.
     #[must_use]
     pub fn new(quota_bytes: u64) -> Self {
+        // What this thread's last world used does not count.
+        let _ = judge::take_most_used();
         Self { quota_blocks: quota_bytes / BLOCK, ..Self::default() }
     }
 
     /// Notes how much of the quota is spoken for.
     pub fn note_used(&mut self, now: Moment, overlay: &Overlay) {
         let used = overlay.tally().provisioned() + overlay.charged();
+        // Within one batch, blocks may have come and gone.
+        let most = judge::take_most_used();
+        if most > used {
+            self.used.push((now, most));
+        }
         if self.used.last().is_none_or(|(_, last)| *last != used) {
             self.used.push((now, used));
         }
