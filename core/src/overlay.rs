@@ -371,13 +371,18 @@ impl Overlay {
                 return Err(Conflict::Replaced(predecessor.block));
             }
         }
-        // Blocks may have been trimmed since the quota was charged.
+        // Blocks may have been trimmed since the quota was charged and space was found.
         let mut added = extent.slots() - self.tally_of_slots(extent).provisioned();
+        let mut short = false;
         if extent.provision {
             let zero = extent.zero.end - extent.zero.start;
-            added += zero - self.map.tally_in(extent.zero.clone()).provisioned();
+            let in_zero = self.map.tally_in(extent.zero.clone());
+            added += zero - in_zero.provisioned();
+            let more = (zero - in_zero.reserved).saturating_sub(grant.setting);
+            let spoken_for = self.map.tally().reserved + self.setting;
+            short = more > 0 && !self.available(spoken_for + more);
         }
-        if added > grant.charge && self.check_quota(added - grant.charge).is_err() {
+        if short || added > grant.charge && self.check_quota(added - grant.charge).is_err() {
             mark(Mark::PublishNoSpace);
             return Err(Conflict::NoSpace);
         }
@@ -757,6 +762,24 @@ mod tests {
         assert_eq!((overlay.counts().displaced, overlay.sessions()), (0, 1));
         overlay.detach(pins.cell());
         assert_eq!(overlay.sessions(), 0);
+    }
+
+    /// Found by fuzzing: the space was there when it was asked for, and a trim and others took it.
+    #[test]
+    fn no_more_space_is_set_aside_than_there_is() {
+        let mut overlay = overlay(1 << 30, 0, u64::MAX);
+        let zeroes = |provision| Extent { blocks: 0..1, zero: 0..1, provision };
+        change(&mut overlay, &zeroes(true)).unwrap();
+        let (mut runs, grant) = reserve(&mut overlay, &zeroes(true)).unwrap();
+        change(&mut overlay, &zeroes(false)).unwrap();
+        let free = u64::from(overlay.counts().free);
+        change(&mut overlay, &written(1..1 + free)).unwrap();
+        assert_eq!(overlay.counts().free, 0);
+        let outcome = overlay.publish(&zeroes(true), &mut runs, grant, [].into_iter());
+        assert_eq!(outcome, Err(Conflict::NoSpace));
+        overlay.release(&zeroes(true), &mut runs, grant);
+        overlay.audit();
+        assert_eq!((overlay.charged(), overlay.tally().reserved), (0, 0));
     }
 
     #[test]

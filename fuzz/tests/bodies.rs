@@ -160,3 +160,14 @@ fn many_dropped_parts_of_a_map_are_freed_in_several_steps() {
     }
     session::session(&bytes);
 }
+
+/// Space for zeroes was set aside that a trim had freed and others had taken since it was found.
+#[test]
+fn no_more_space_is_set_aside_than_there_is() {
+    let text = "00000801000800000000000004ffffff040607ffffffffffffff0008a300000004caff004000000000ff0404\
+        06005d010008006000004400000431ff00c7ff000000ff04040600000004caff004000000000ff0404060008\
+        0044ffffff00990000000000900001280a0000ffffffffff00990000005d0100080000000104080000002001\
+        000800000000000004feffff04040607fffffffff7ffff0008000001040800";
+    let byte = |at: usize| u8::from_str_radix(&text[at..at + 2], 16).expect("two digits");
+    overlay::overlay(&(0..text.len()).step_by(2).map(byte).collect::<Vec<u8>>());
+}
