@@ -7,7 +7,7 @@ use std::ops::Range;
 use glassine_core::map::Entry;
 use glassine_core::overlay::{Conflict, Extent, Grant, Predecessor, Reserve, SessionKey};
 use glassine_core::pin::{Epoch, Pins};
-use glassine_core::slot::Run;
+use glassine_core::slot::{Run, SlotCounts};
 use glassine_core::{Errno, Overlay, OverlayConfig, Segment, Source};
 
 use crate::input::Choices;
@@ -314,7 +314,9 @@ impl Device {
         let is_replaced =
             writer.predecessor.is_some_and(|one| self.overlay.entry(one.block) != one.entry);
         let extent = writer.extent.clone();
-        let before = self.overlay.counts();
+        // It may look for space, and so free what was displaced.
+        let held = |counts: SlotCounts| (counts.total, counts.filling, counts.live);
+        let before = held(self.overlay.counts());
         let outcome = self.overlay.publish(
             &extent,
             &mut writer.runs,
@@ -334,7 +336,8 @@ impl Device {
                 assert!(self.spoken_for() <= self.config.quota_bytes / BLOCK, "beyond the quota");
             }
             Err(conflict) => {
-                assert_eq!(self.overlay.counts(), before, "a publish that fails changes nothing");
+                let after = held(self.overlay.counts());
+                assert_eq!(after, before, "a publish that fails changes nothing");
                 match conflict {
                     Conflict::Replaced(block) => {
                         assert!(is_replaced);
