@@ -104,6 +104,8 @@ pub enum Conflict {
     Replaced(u64),
     /// A trim took what the quota had counted on.
     NoSpace,
+    /// A trim freed space that was to stay set aside, and others took it: give back, and ask again.
+    Short,
 }
 
 /// The state of one device. See the module.
@@ -373,16 +375,17 @@ impl Overlay {
         }
         // Blocks may have been trimmed since the quota was charged and space was found.
         let mut added = extent.slots() - self.tally_of_slots(extent).provisioned();
-        let mut short = false;
         if extent.provision {
             let zero = extent.zero.end - extent.zero.start;
             let in_zero = self.map.tally_in(extent.zero.clone());
             added += zero - in_zero.provisioned();
             let more = (zero - in_zero.reserved).saturating_sub(grant.setting);
             let spoken_for = self.map.tally().reserved + self.setting;
-            short = more > 0 && !self.available(spoken_for + more);
+            if more > 0 && !self.available(spoken_for + more) {
+                return Err(Conflict::Short);
+            }
         }
-        if short || added > grant.charge && self.check_quota(added - grant.charge).is_err() {
+        if added > grant.charge && self.check_quota(added - grant.charge).is_err() {
             mark(Mark::PublishNoSpace);
             return Err(Conflict::NoSpace);
         }
@@ -776,7 +779,7 @@ mod tests {
         change(&mut overlay, &written(1..1 + free)).unwrap();
         assert_eq!(overlay.counts().free, 0);
         let outcome = overlay.publish(&zeroes(true), &mut runs, grant, [].into_iter());
-        assert_eq!(outcome, Err(Conflict::NoSpace));
+        assert_eq!(outcome, Err(Conflict::Short));
         overlay.release(&zeroes(true), &mut runs, grant);
         overlay.audit();
         assert_eq!((overlay.charged(), overlay.tally().reserved), (0, 0));

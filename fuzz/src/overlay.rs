@@ -347,9 +347,11 @@ impl Device {
                         self.writers.push(writer);
                     }
                     Conflict::NoSpace => {
-                        // The quota's, or the data file's for what is to be set aside.
-                        let has_quota = self.config.quota_bytes != u64::MAX;
-                        assert!(has_quota || extent.provision, "no space, but nothing is short");
+                        assert!(self.config.quota_bytes != u64::MAX, "no space without a quota");
+                        self.release(writer);
+                    }
+                    Conflict::Short => {
+                        assert!(extent.provision, "nothing is to be set aside");
                         self.release(writer);
                     }
                 }

@@ -140,6 +140,12 @@ impl Session {
         request.runs = runs;
         match outcome {
             Ok(()) => {}
+            Err(Conflict::Short) => {
+                overlay.release(&request.extent, &mut request.runs, grant);
+                request.grant = None;
+                self.admit.push_back(index);
+                return;
+            }
             Err(Conflict::NoSpace) => {
                 request.error = Some(Errno::NoSpace);
                 overlay.release(&request.extent, &mut request.runs, grant);
