@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use glassine_core::outbox::SendPiece;
@@ -24,6 +25,11 @@ use crate::sys::{self, IOVECS_MAX, IoVec, Ready};
 
 /// Receives in one turn, before other connections of the worker get theirs.
 const RECEIVES_PER_TURN: u32 = 4;
+/// So many bytes that lie together are written by one system call; fewer are copied, which is faster where
+/// the pages have been written before. Pages that were not are mostly neighbours.
+const TOGETHER_BYTES_MIN: u64 = 16 << 10;
+/// A segment of the template with at least so many bytes is sent without being copied.
+const UNMOVED_BYTES_MIN: u64 = 64 << 10;
 /// What is read around a slot that cannot be received into.
 const FAULT_BYTES: usize = 64 << 10;
 
@@ -50,6 +56,8 @@ pub struct Connection {
     fetches: HashMap<RequestId, Arc<AtomicBool>>,
     /// What this connection has added to the sum of all spills.
     spilled: u64,
+    /// The peer may be handed pages of the template.
+    trusted: bool,
     opened_at: Instant,
 }
 
@@ -69,11 +77,11 @@ struct Store {
     result: Result<(), Errno>,
 }
 
-/// A piece of a `Store`: bytes in memory, their place, and whose they are.
-#[derive(Debug, Clone, Copy)]
+/// A piece of a `Store`: bytes of the staging buffer, their place, and whose they are.
+#[derive(Debug, Clone)]
 struct StorePiece {
     offset: u64,
-    bytes: IoVec,
+    staged: Range<usize>,
     store: usize,
 }
 
@@ -96,6 +104,7 @@ impl Connection {
         let key = SessionKey(id.0);
         Self {
             id,
+            trusted: sys::is_trusted(socket.as_fd()),
             socket,
             peer,
             session: Session::new(key, shared.limits.clone(), Arc::clone(&shared.catalog), now),
@@ -213,7 +222,7 @@ impl Connection {
             Output::Send => self.sending = true,
             Output::Load => self.load(shared),
             Output::Store { id, staged } => {
-                gather(scratch, id, self.session.staged(staged.clone()), &self.session);
+                gather(scratch, id, staged, &self.session);
             }
             Output::Merge { id, merge } => {
                 let device = self.entered();
@@ -300,19 +309,32 @@ impl Connection {
             self.blocked = true;
             return self.tell(Input::SendBlocked);
         }
-        scratch.iovecs.clear();
+        let iovecs = &mut scratch.iovecs;
+        iovecs.clear();
+        let mut unmoved = None;
         for piece in self.session.send_plan() {
             match piece {
-                SendPiece::Bytes(bytes) => scratch.iovecs.push(IoVec::of(bytes)),
-                SendPiece::Segment(segment) => self.point(segment, &mut scratch.iovecs),
+                SendPiece::Bytes(bytes) => iovecs.push(IoVec::of(bytes)),
+                SendPiece::Segment(segment) if self.goes_unmoved(segment) => {
+                    unmoved = Some(segment);
+                    break;
+                }
+                SendPiece::Segment(segment) => self.point(segment, iovecs),
             }
-            if scratch.iovecs.len() >= IOVECS_MAX {
+            if iovecs.len() >= IOVECS_MAX {
                 break;
             }
         }
-        let count = scratch.iovecs.len().min(IOVECS_MAX);
-        let sent = sys::send(self.socket.as_fd(), &scratch.iovecs[..count]);
+        let socket = self.socket.as_fd();
+        let sent = match unmoved {
+            Some(Segment { source: Source::Template { offset }, length }) if iovecs.is_empty() => {
+                self.entered().template().send(socket, offset, length)
+            }
+            _ => sys::send(socket, &iovecs[..iovecs.len().min(IOVECS_MAX)]),
+        };
         let input = match sent {
+            // The template became shorter.
+            Ok(0) => Input::SendFault,
             Ok(bytes) => Input::Sent { bytes: bytes as u64 },
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Input::Sent { bytes: 0 },
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -324,6 +346,12 @@ impl Connection {
             Err(_) => Input::SendFailed,
         };
         self.tell(input);
+    }
+
+    /// Whether a segment is better sent from the page cache, by a call of its own, than copied.
+    fn goes_unmoved(&self, segment: Segment) -> bool {
+        let is_template = matches!(segment.source, Source::Template { .. });
+        self.trusted && is_template && segment.length >= UNMOVED_BYTES_MIN
     }
 
     /// Appends pointers to the bytes of a segment.
@@ -413,9 +441,10 @@ impl Connection {
         }
     }
 
-    /// Writes all gathered payloads, neighbours together.
+    /// Writes all gathered payloads: neighbours together if they are many, else one by one.
     fn store(&self, scratch: &mut Scratch) {
         let Scratch { stores, pieces, iovecs, completed } = scratch;
+        let data = self.entered().data();
         pieces.sort_unstable_by_key(|piece| piece.offset);
         let mut rest = &pieces[..];
         while let Some(first) = rest.first() {
@@ -424,13 +453,21 @@ impl Connection {
             let together = rest.iter().take_while(|piece| {
                 let follows = piece.offset == end && iovecs.len() < IOVECS_MAX;
                 if follows {
-                    iovecs.push(piece.bytes);
-                    end += piece.bytes.length() as u64;
+                    let bytes = self.session.staged(piece.staged.clone());
+                    iovecs.push(IoVec::of(bytes));
+                    end += bytes.len() as u64;
                 }
                 follows
             });
             let (group, others) = rest.split_at(together.count());
-            if let Err(error) = self.entered().data().write(iovecs, first.offset) {
+            let written = if end - first.offset < TOGETHER_BYTES_MIN {
+                group.iter().try_for_each(|piece| {
+                    data.write_bytes(self.session.staged(piece.staged.clone()), piece.offset)
+                })
+            } else {
+                data.write(iovecs, first.offset)
+            };
+            if let Err(error) = written {
                 let (export, offset) = (&self.entered().export.name, first.offset);
                 tracing::error!(export, offset, ?error, "cannot write to the sheet");
                 for piece in group {
@@ -446,16 +483,16 @@ impl Connection {
 }
 
 /// Notes where the bytes of a `Store` go.
-fn gather(scratch: &mut Scratch, id: RequestId, bytes: &[u8], session: &Session) {
+fn gather(scratch: &mut Scratch, id: RequestId, staged: Range<usize>, session: &Session) {
     let store = scratch.stores.len();
     scratch.stores.push(Store { id, result: Ok(()) });
-    let mut rest = bytes;
-    for (offset, length) in session.targets(id, bytes.len()) {
-        let (here, after) = rest.split_at(length as usize);
-        scratch.pieces.push(StorePiece { offset, bytes: IoVec::of(here), store });
-        rest = after;
+    let mut start = staged.start;
+    for (offset, length) in session.targets(id, staged.len()) {
+        let end = start + length as usize;
+        scratch.pieces.push(StorePiece { offset, staged: start..end, store });
+        start = end;
     }
-    assert!(rest.is_empty(), "slots for the whole payload");
+    assert!(start == staged.end, "slots for the whole payload");
 }
 
 /// Zeroes to send; never written, so they cost no memory of their own.

@@ -3,7 +3,8 @@
 //! Where to look: `config` and `cli` say what to serve, `server` starts and stops it, `worker` is a
 //! thread's event loop (told by the `router`), `driver` moves one connection, `device` is one
 //! copy-on-write device with its `template`, `sheet` and `data_file`, `pool` does what may block.
-//! This is the only crate with unsafe code, and all of it is in `sys`, behind the system calls.
+//! This is the only crate with unsafe code, and all of it is in `sys`, behind the
+//! system calls, and in `copy`.
 
 #![deny(unsafe_code)]
 
@@ -16,6 +17,8 @@ const _: () = assert!(
 pub mod cli;
 pub mod clock;
 pub mod config;
+#[allow(unsafe_code)]
+mod copy;
 pub mod data_file;
 pub mod device;
 pub mod driver;

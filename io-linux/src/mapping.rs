@@ -1,4 +1,4 @@
-//! A mapping of a file whose pages only the kernel touches.
+//! A mapping of a file whose pages only the kernel touches, and the guarded [`copy`](crate::copy).
 //!
 //! It is made of windows of 1 GiB, mapped when first needed, so that hundreds of large devices do not
 //! reserve the address space for what they never hold.
@@ -8,6 +8,7 @@ use std::io;
 
 use memmap2::{MmapOptions, MmapRaw};
 
+use crate::copy;
 use crate::sync::OnceLock;
 use crate::sys::{self, IoVec};
 
@@ -66,6 +67,26 @@ impl Mapping {
             offset += count;
             left -= count;
         }
+    }
+
+    /// Copies bytes to a place, as far as its pages are there; answers how many at the end are missing.
+    #[must_use]
+    pub fn copy(&self, offset: u64, bytes: &[u8]) -> usize {
+        assert!(self.writable);
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let at = offset + (bytes.len() - rest.len()) as u64;
+            let window = self.windows[(at / WINDOW_BYTES) as usize].get();
+            let within = at % WINDOW_BYTES;
+            let count = (rest.len() as u64).min(WINDOW_BYTES - within) as usize;
+            let map = window.expect("mapped before it is used");
+            let missing = copy::copy(map, within as usize, &rest[..count]);
+            rest = &rest[count - missing..];
+            if missing > 0 {
+                break;
+            }
+        }
+        rest.len()
     }
 
     /// Whether a range is in the page cache; `pages` is scratch with a byte for every page of it.

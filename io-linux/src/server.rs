@@ -7,6 +7,7 @@ use anyhow::Context;
 use glassine_core::{Catalog, Limits};
 
 use crate::config::{Config, DeviceConfig, Listen};
+use crate::copy;
 use crate::device::Device;
 use crate::listener::Listener;
 use crate::pool::Pool;
@@ -31,6 +32,7 @@ impl Server {
         config.check()?;
         sys::raise_descriptor_limit();
         sys::become_io_flusher();
+        copy::prepare().context("cannot install a signal handler")?;
         // Listening comes first: a server that is already there should be found before anything
         // else is touched.
         let bind = |listen| Listener::bind(listen).map(Arc::new);

@@ -75,6 +75,37 @@ pub fn send(socket: BorrowedFd<'_>, iovecs: &[IoVec]) -> io::Result<usize> {
     check(unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, flags) })
 }
 
+/// Sends pages of a file as they are, as many as the socket takes without waiting; 0 at the end of the
+/// file. Needs a socket that never waits.
+pub fn send_file(
+    socket: BorrowedFd<'_>,
+    file: &File,
+    offset: u64,
+    length: u64,
+) -> io::Result<usize> {
+    let mut offset = offset as libc::off_t;
+    let (socket, file) = (socket.as_raw_fd(), file.as_raw_fd());
+    // SAFETY: `offset` is valid for the call.
+    check(unsafe { libc::sendfile(socket, file, &raw mut offset, length as usize) })
+}
+
+/// Whether the other end of a unix socket could read our files anyway: it is our own user, or root. Pages
+/// sent without copying reach the reader as they are, and the kernel has had bugs by which readers changed
+/// such pages.
+#[must_use]
+pub fn is_trusted(socket: BorrowedFd<'_>) -> bool {
+    let mut peer = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
+    let mut size = size_of::<libc::ucred>() as libc::socklen_t;
+    let (level, name) = (libc::SOL_SOCKET, libc::SO_PEERCRED);
+    let place = (&raw mut peer).cast();
+    // SAFETY: `peer` and `size` are valid for the call.
+    let got = unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, place, &raw mut size) };
+    // SAFETY: takes no memory.
+    let us = unsafe { libc::geteuid() };
+    // TCP has no such thing: it fails, or the user is nobody.
+    got == 0 && (peer.uid == us || peer.uid == 0)
+}
+
 /// Receives what a socket has without waiting; 0 is the end of the stream.
 pub fn receive(socket: BorrowedFd<'_>, iovecs: &[IoVec]) -> io::Result<usize> {
     // SAFETY: zero is a valid value of every field.

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -90,6 +91,12 @@ impl Template {
     /// Hands out pointers to a range, for the kernel.
     pub fn pieces(&self, offset: u64, length: u64, visit: &mut impl FnMut(IoVec)) {
         self.mapping.pieces(offset, length, visit);
+    }
+
+    /// Sends what a socket takes of a range without waiting, from the page cache and without copying: the
+    /// reader copies when it reads. 0 means that the template became shorter.
+    pub fn send(&self, socket: BorrowedFd<'_>, offset: u64, length: u64) -> io::Result<usize> {
+        sys::send_file(socket, &self.file, offset, length)
     }
 
     /// Whether a range can be sent without waiting for a disk.
