@@ -230,7 +230,10 @@ impl Map {
             return self.tally;
         }
         let mut tally = Tally::default();
-        if !range.is_empty() {
+        if range.end - range.start == 1 {
+            // What most requests ask for.
+            tally.count(self.entry(range.start));
+        } else if !range.is_empty() {
             tally_in(&self.root, self.levels, 0, &range, &mut tally);
         }
         tally
