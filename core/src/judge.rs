@@ -62,6 +62,7 @@ named! {
         QuotaLeak = "quota-leak": "a released write keeps its charge on the quota",
         TrimKeepsSlot = "trim-keeps-slot": "a trim forgets the slots it displaces",
         TrimFallsThrough = "trim-falls-through": "a trimmed block shows the template again",
+        ZeroDetectPartial = "zero-detect-partial": "a write of zeroes to a part of a block zeroes all of it",
         ZeroesRoundOutward = "zero-wipes-block": "zeroes over a part of a block zero all of it",
         DrainDrops = "drain-drops": "a drain closes before the replies in flight are out",
         DeadlineNotArmed = "deadline-not-armed": "a stalled payload keeps its slots for ever",
@@ -98,6 +99,7 @@ named! {
     Mark {
         PayloadStaged = "payload-staged": "a payload arrived in the staging buffer in full",
         PayloadDirect = "payload-direct": "a payload went straight into its slots",
+        PayloadZero = "payload-zero": "a payload was nothing but zeroes",
         PayloadSplit = "payload-split": "the head of a payload was staged, the rest went straight into its slots",
         PayloadDiscarded = "payload-discarded": "the payload of a refused write was discarded over several receives",
         RefusedStaged = "refused-staged": "a write was refused while its payload arrived in the staging buffer",

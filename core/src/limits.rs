@@ -45,6 +45,8 @@ pub struct Limits {
     pub payload_bytes_max: u32,
     /// No further READ is resolved while this many payload bytes wait to be sent.
     pub unsent_bytes_max: u32,
+    /// Whether a WRITE of nothing but zeroes, received in one piece, edits the map and needs no slots.
+    pub detect_zeroes: bool,
     /// A client gets this long to finish its handshake.
     pub handshake_time_max: Duration,
     /// A client that has begun a request gets this long between two bytes of it.
@@ -61,6 +63,7 @@ impl Default for Limits {
             direct_bytes_min: 32 << 10,
             payload_bytes_max: PAYLOAD_BYTES_MAX,
             unsent_bytes_max: 1 << 20,
+            detect_zeroes: true,
             handshake_time_max: Duration::from_secs(10),
             stall_time_max: Duration::from_secs(60),
             drain_time_max: Duration::from_secs(5),

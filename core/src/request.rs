@@ -124,6 +124,24 @@ impl Request {
         self.find_edges();
     }
 
+    /// Makes a WRITE whose payload is zero a WRITE_ZEROES; answers whether it did: not if it has slots or was
+    /// refused already, nor if it covers no whole block.
+    pub(crate) fn turn_to_zeroes(&mut self, size_bytes: u64) -> bool {
+        let partial = planted(Bug::ZeroDetectPartial);
+        let is_late = self.grant.is_some() || self.error.is_some();
+        if is_late || (self.whole_blocks(size_bytes).is_empty() && !partial) {
+            return false;
+        }
+        self.command = Command::Zero;
+        self.edges.clear();
+        self.cover_zeroes(size_bytes, false);
+        if partial {
+            self.extent.zero = self.extent.blocks.clone();
+            self.edges.clear();
+        }
+        true
+    }
+
     /// Notes the blocks of a TRIM: rounded inward, so that no neighbour is touched.
     pub(crate) fn cover_trim(&mut self, size_bytes: u64) {
         let outward = planted(Bug::TrimRoundsOutward);

@@ -108,6 +108,7 @@ impl Client {
             direct_bytes_min: u32::MAX,
             payload_bytes_max: 8 << 10,
             unsent_bytes_max: 1 << 20,
+            detect_zeroes: false,
             handshake_time_max: Duration::from_secs(1),
             stall_time_max: Duration::from_secs(1),
             drain_time_max: Duration::from_secs(1),

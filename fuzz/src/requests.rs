@@ -37,6 +37,7 @@ pub(crate) fn setup(choices: &mut Choices<'_>) -> Setup {
             direct_bytes_min: choices.pick(&[100, 0, 5000, 1 << 20]),
             payload_bytes_max: choices.pick(&[9000, 20_000, 100]),
             unsent_bytes_max: choices.pick(&[4096, 1, 1 << 16]),
+            detect_zeroes: true,
             handshake_time_max: seconds(10),
             stall_time_max: seconds(60),
             drain_time_max: seconds(5),

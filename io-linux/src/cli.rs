@@ -65,6 +65,9 @@ pub struct Serve {
     /// The sheet need not survive the process. (In this version none does.)
     #[arg(long)]
     pub ephemeral: bool,
+    /// Whether a write of nothing but zeroes gives its space back instead of taking some.
+    #[arg(long, value_name = "on|off", value_parser = parse_switch)]
+    pub detect_zeroes: Option<bool>,
     /// Threads that serve connections; one per core if not given.
     #[arg(long, value_name = "N")]
     pub workers: Option<usize>,
@@ -76,6 +79,7 @@ impl Serve {
         if let Some(path) = &self.config {
             let mut config = Config::read(path)?;
             config.workers = self.workers.or(config.workers);
+            config.detect_zeroes = self.detect_zeroes.unwrap_or(config.detect_zeroes);
             return Ok(config);
         }
         let device = DeviceConfig {
@@ -88,7 +92,20 @@ impl Serve {
             read_only: self.read_only,
             ephemeral: self.ephemeral,
         };
-        Ok(Config { listen: self.listen, workers: self.workers, devices: vec![device] })
+        Ok(Config {
+            listen: self.listen,
+            workers: self.workers,
+            detect_zeroes: self.detect_zeroes.unwrap_or(true),
+            devices: vec![device],
+        })
+    }
+}
+
+fn parse_switch(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("write on or off".to_owned()),
     }
 }
 
@@ -121,12 +138,14 @@ mod tests {
 
     #[test]
     fn a_device_on_the_command_line_becomes_a_configuration() {
-        let line = "glassine serve --size 1G --listen unix:/a --listen tcp:[::1]:0 --quota 5M";
+        let line = "glassine serve --size 1G --listen unix:/a --listen tcp:[::1]:0 --quota 5M \
+                    --detect-zeroes off";
         let Command::Serve(serve) = Cli::parse_from(line.split(' ')).command;
         let config = serve.config().unwrap();
         config.check().unwrap();
         assert_eq!(config.listen.len(), 2);
         assert_eq!(config.devices[0].size_bytes, Some(1 << 30));
         assert_eq!(config.devices[0].quota_bytes, Some(5 << 20));
+        assert!(!config.detect_zeroes);
     }
 }

@@ -13,9 +13,16 @@ pub struct Config {
     pub listen: Vec<Listen>,
     /// Threads that serve connections; one per core if not given.
     pub workers: Option<usize>,
+    /// Whether a write of nothing but zeroes gives its space back instead of taking some.
+    #[serde(default = "yes")]
+    pub detect_zeroes: bool,
     /// The devices.
     #[serde(rename = "device")]
     pub devices: Vec<DeviceConfig>,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// One device.

@@ -45,7 +45,7 @@ impl Server {
         let shared = Arc::new(Shared {
             devices,
             catalog: Arc::new(catalog),
-            limits: Limits::default(),
+            limits: Limits { detect_zeroes: config.detect_zeroes, ..Limits::default() },
             pool: Pool::new(Arc::clone(&router)),
             router,
             connections: AtomicUsize::new(0),

@@ -355,7 +355,12 @@ impl Client {
             Some(6) => break_a_rule(tape, swarm, &mut header),
             _ => {}
         }
-        self.queue_request(header, view, model);
+        // No draw where there are none: tapes from before they came keep their meaning.
+        let zeroes = header.command == wire::CMD_WRITE
+            && swarm.zeroes_percent > 0
+            && tape.chance(LANE, swarm.zeroes_percent);
+        let content = if zeroes { Content::Zero } else { Content::Payload };
+        self.queue_request(header, content, view, model);
     }
 
     /// Reads a range, to see what is there.
@@ -381,7 +386,7 @@ impl Client {
             length: (bytes.end - bytes.start) as u32,
         };
         self.next_cookie = self.next_cookie.wrapping_add(1);
-        self.queue_request(header, view, model);
+        self.queue_request(header, Content::Payload, view, model);
     }
 
     /// How many bytes it sends up to the next point of interest: the middle of a payload, or the end
@@ -416,13 +421,21 @@ impl Client {
         }
     }
 
-    fn queue_request(&mut self, header: RequestHeader, view: View, model: &mut Model) {
+    /// `content` is what a WRITE writes.
+    fn queue_request(
+        &mut self,
+        header: RequestHeader,
+        content: Content,
+        view: View,
+        model: &mut Model,
+    ) {
+        let is_payload = content == Content::Payload;
         let verdict = verdict(&header, view);
         self.noticed.push(Noticed::Asks(header));
         let bytes = header.offset..header.offset.wrapping_add(u64::from(header.length));
         let change = match header.command {
             _ if verdict.is_some() || header.length == 0 => None,
-            wire::CMD_WRITE => Some(model.begin(bytes.clone(), Content::Payload)),
+            wire::CMD_WRITE => Some(model.begin(bytes.clone(), content)),
             wire::CMD_WRITE_ZEROES => Some(model.begin(bytes.clone(), Content::Zero)),
             wire::CMD_TRIM => Some(model.begin(inward(&bytes, view.size_bytes), Content::Zero)),
             _ => None,
@@ -433,7 +446,9 @@ impl Client {
         if header.command == wire::CMD_WRITE {
             let version = change.unwrap_or(usize::MAX / 2);
             let mut payload = vec![0; header.length as usize];
-            fill_payload(version, header.offset, &mut payload);
+            if is_payload {
+                fill_payload(version, header.offset, &mut payload);
+            }
             self.queue(&payload);
         }
         self.marks.push_back((self.queued, Mark::Ends(cookie)));

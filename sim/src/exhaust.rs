@@ -209,6 +209,7 @@ impl SmallWorld {
                 ..Limits::default()
             },
             jumps: false,
+            zeroes_percent: 0,
             probes: 0,
         }
     }

@@ -52,6 +52,8 @@ pub struct Swarm {
     pub limits: Limits,
     /// Whether the time may jump past deadlines.
     pub jumps: bool,
+    /// WRITEs whose payload is zero.
+    pub zeroes_percent: u64,
     /// How often one connection is to be served while something else stands still.
     pub probes: u64,
 }
@@ -83,6 +85,7 @@ impl Swarm {
             direct_bytes_min: *tape.pick(LANE, &[32 << 10, 0, 100, 5000, 1 << 20]),
             payload_bytes_max: *tape.pick(LANE, &[1 << 20, 5000, 40_000]),
             unsent_bytes_max: *tape.pick(LANE, &[64 << 10, 1, 4096, 1 << 20]),
+            detect_zeroes: true,
             handshake_time_max: Duration::from_secs(10),
             stall_time_max: Duration::from_secs(60),
             drain_time_max: Duration::from_secs(5),
@@ -110,6 +113,7 @@ impl Swarm {
             limits,
             jumps: tape.chance(LANE, 10) && faults,
             probes: tape.draw(LANE, 3),
+            zeroes_percent: *tape.pick(LANE, &[0, 0, 10, 50]),
         }
     }
 }

@@ -54,7 +54,8 @@ const SPAN: u64 = 64 << 20;
 fn serve(template: &Path, socket: &Path) -> Server {
     let device = DeviceConfig { template: Some(template.to_owned()), ..DeviceConfig::default() };
     let listen = vec![Listen::Unix(socket.to_owned())];
-    Server::start(&Config { listen, workers: Some(1), devices: vec![device] }).expect("it starts")
+    let config = Config { listen, workers: Some(1), detect_zeroes: true, devices: vec![device] };
+    Server::start(&config).expect("it starts")
 }
 
 #[test]

@@ -276,6 +276,25 @@ fn the_quota_is_exact_and_trim_gives_back() {
 }
 
 #[test]
+fn a_write_of_zeroes_gives_space_back_unless_told_not_to() {
+    for (arguments, after) in
+        [(&["--quota", "1M"][..], 0), (&["--quota", "1M", "--detect-zeroes", "off"], ENOSPC)]
+    {
+        let server = Server::blank("16M", arguments);
+        let mut client = Client::open(&server.socket());
+        assert_eq!(client.write(0, &payload(1, 0, 1 << 20)), 0);
+        // The ragged ends are zero as well, but their blocks keep their other bytes.
+        assert_eq!(client.write(1000, &[0; 9000]), 0);
+        let mut expected = payload(1, 0, 16 << 10);
+        expected[1000..10_000].fill(0);
+        assert_eq!(client.read(0, 16 << 10), expected);
+        assert_eq!(client.write(1 << 20, &payload(2, 1 << 20, 4096)), after, "{arguments:?}");
+        assert_eq!(client.write((1 << 20) + 4096, &[1; 4096]), ENOSPC);
+        server.stop();
+    }
+}
+
+#[test]
 fn two_writers_of_one_block_both_win() {
     let server = Server::blank("1M", &[]);
     let rounds = 2000u64;

@@ -226,14 +226,23 @@ impl Session {
     }
 
     pub(super) fn parse_payload(&mut self, index: u16) -> bool {
+        let Phase::Transmission { size_bytes, .. } = self.phase else { unreachable!() };
         let length = self.table.get(index).length() as usize;
         if self.staging.unread().len() < length {
             return false;
         }
         mark(Mark::PayloadStaged);
-        self.stage(index, length);
         self.stream = Stream::Header;
         self.table.get_mut(index).arriving = false;
+        if self.limits.detect_zeroes
+            && is_zero(&self.staging.unread()[..length])
+            && self.table.get_mut(index).turn_to_zeroes(size_bytes)
+        {
+            mark(Mark::PayloadZero);
+            self.staging.consume(length);
+            return true;
+        }
+        self.stage(index, length);
         let request = self.table.get(index);
         if request.error.is_some() && request.grant.is_none() {
             // Refused while its payload was arriving.
@@ -273,6 +282,14 @@ impl Session {
         self.answer(index);
         true
     }
+}
+
+/// Whether bytes are zero. Most that are not differ early; the rest is looked at by the vector.
+fn is_zero(bytes: &[u8]) -> bool {
+    const LANES: usize = 64;
+    let (vectors, rest) = bytes.as_chunks::<LANES>();
+    let vector_is_zero = |vector: &[u8; LANES]| vector.iter().fold(0, |or, byte| or | byte) == 0;
+    vectors.iter().all(vector_is_zero) && rest.iter().all(|byte| *byte == 0)
 }
 
 /// What a request asks for, or the error it gets (R4, R6, R7, R8, Z1).
