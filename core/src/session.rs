@@ -485,16 +485,24 @@ impl Session {
         }
     }
 
-    /// Where the `Receive` under way may put bytes.
+    /// Where the `Receive` under way may put bytes. Ask right before receiving: payloads that were stored
+    /// since the `Receive` was polled have made room, and bytes land where the cache has them.
     pub fn receive_plan(&mut self) -> ReceivePlan<'_> {
+        self.staging.make_room();
+        let mut staging = self.staging.room_mut();
         let direct = match self.receiving.expect("a Receive is under way") {
             Some(index) => {
                 let request = self.table.get(index);
-                request.targets(request.length() - request.direct_left, request.direct_left)
+                let left = request.direct_left;
+                if left > u64::from(self.limits.direct_bytes_min) && staging.len() > REQUEST_BYTES {
+                    // Behind a large payload comes mostly another one, which should go to its slots, too.
+                    staging = &mut staging[..REQUEST_BYTES];
+                }
+                request.targets(request.length() - left, left)
             }
             None => Targets::none(),
         };
-        ReceivePlan { direct, staging: self.staging.room_mut() }
+        ReceivePlan { direct, staging }
     }
 
     /// What the `Send` under way is to send.

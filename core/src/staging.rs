@@ -64,8 +64,8 @@ impl Staging {
         count <= self.bytes.len() - start
     }
 
-    /// Makes as much room at the end as may be; answers how much there is. Never call it while a
-    /// receive is under way.
+    /// Makes as much room at the end as may be; answers how much there is. Never call it once bytes of a
+    /// receive have landed.
     pub(crate) fn make_room(&mut self) -> usize {
         if self.held == 0 && self.head > 0 {
             let unread = self.tail - self.head;
