@@ -1,13 +1,21 @@
-//! Load: one connection that keeps its queue full, batches its requests, and checks what it reads.
+//! Load: connections that keep their queues full, batch their requests, and check what they read.
 
+mod content;
+mod engine;
+mod handshake;
+mod lane;
+pub mod sys;
+
+use std::io;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rand::{Rng, SeedableRng};
+use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
-use crate::client::{Client, READ};
-use crate::pattern;
+use crate::client::Client;
+pub use content::make_template;
+pub use handshake::Connection;
 
 /// What is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +24,12 @@ pub enum Pattern {
     RandomRead,
     /// WRITEs at random places.
     RandomWrite,
+    /// So many READs in a hundred, the others WRITEs, at random places.
+    RandomMix(u32),
+    /// Every place is read once, in scattered order; the load ends when all were.
+    EachRead,
+    /// Every place is written once, in scattered order; the load ends when all were.
+    EachWrite,
     /// READs one behind the other.
     SequentialRead,
     /// WRITEs one behind the other.
@@ -27,9 +41,9 @@ pub enum Pattern {
 pub struct Load {
     /// What is asked for.
     pub pattern: Pattern,
-    /// Bytes a request.
+    /// Bytes a request; a multiple of 4 KiB.
     pub bytes: u32,
-    /// Requests in flight.
+    /// Requests in flight on each connection.
     pub depth: u64,
     /// How long.
     pub time: Duration,
@@ -58,110 +72,111 @@ impl Outcome {
 }
 
 impl Load {
-    fn is_write(&self) -> bool {
-        matches!(self.pattern, Pattern::RandomWrite | Pattern::SequentialWrite)
+    fn writes(&self) -> bool {
+        use Pattern::{EachRead, RandomRead, SequentialRead};
+        !matches!(self.pattern, RandomRead | SequentialRead | EachRead)
     }
 
-    fn offset(&self, index: u64, rng: &mut ChaCha8Rng) -> u64 {
-        let places = self.span / u64::from(self.bytes);
-        let place = match self.pattern {
-            Pattern::RandomRead | Pattern::RandomWrite => rng.random_range(0..places),
-            Pattern::SequentialRead | Pattern::SequentialWrite => index % places,
-        };
-        place * u64::from(self.bytes)
+    /// Whether it ends when every place was asked for.
+    fn is_once(&self) -> bool {
+        matches!(self.pattern, Pattern::EachRead | Pattern::EachWrite)
+    }
+
+    /// Whether replies are received one at a time, each to its place.
+    fn is_large(&self) -> bool {
+        !self.writes() && self.bytes > 32 << 10
+    }
+
+    /// From one prepared message to the next.
+    fn stride(&self) -> usize {
+        (self.bytes as usize).next_multiple_of(64) + 64
+    }
+
+    fn places(&self) -> u64 {
+        self.span / u64::from(self.bytes)
+    }
+
+    /// The place of a request, and whether it is a WRITE.
+    fn next(&self, index: u64, rng: &mut ChaCha8Rng) -> (u64, bool) {
+        let places = self.places();
+        match self.pattern {
+            Pattern::RandomRead => (rng.random_range(0..places), false),
+            Pattern::RandomWrite => (rng.random_range(0..places), true),
+            Pattern::RandomMix(reads) => {
+                (rng.random_range(0..places), rng.random_range(0..100) >= reads)
+            }
+            Pattern::EachRead => (index * scattered(places) % places, false),
+            Pattern::EachWrite => (index * scattered(places) % places, true),
+            Pattern::SequentialRead => (index % places, false),
+            Pattern::SequentialWrite => (index % places, true),
+        }
     }
 
     /// Puts the load on a server.
+    ///
+    /// # Panics
+    /// If the server fails.
     #[must_use]
     pub fn run(&self, socket: &Path, seed: u64) -> Outcome {
-        self.run_on(&mut Client::open(socket), seed)
+        let connection = Connection::open(socket, "").expect("the server takes clients");
+        self.try_run(&[connection], seed).expect("the server answers as it must")
     }
 
-    /// Puts the load on a connection.
+    /// Puts the load on a connection, on which nothing is in flight.
+    ///
+    /// # Panics
+    /// If the server fails.
     #[must_use]
     pub fn run_on(&self, client: &mut Client, seed: u64) -> Outcome {
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        // By cookie: where the request is, and when it was sent.
-        let mut slots = vec![(0u64, Instant::now()); self.depth as usize];
-        let mut idle: Vec<u64> = (0..self.depth).rev().collect();
-        let mut microseconds = Vec::with_capacity(1 << 20);
-        let mut payload = vec![0; self.bytes as usize];
-        let (mut sent, began) = (0u64, Instant::now());
-        let mut now = began;
-        loop {
-            let go_on = now.duration_since(began) < self.time;
-            while go_on && let Some(cookie) = idle.pop() {
-                let offset = self.offset(sent, &mut rng);
-                slots[cookie as usize] = (offset, now);
-                if self.is_write() {
-                    client.write_with(cookie, offset, self.bytes, |bytes| {
-                        stamp(bytes, self.version, offset);
-                    });
-                } else {
-                    client.request(0, READ, cookie, offset, self.bytes);
-                }
-                sent += 1;
-            }
-            if idle.len() == slots.len() {
-                break;
-            }
-            client.flush();
-            // One reply has to come; all that came with it are taken too.
-            loop {
-                let reply = client.reply();
-                assert_eq!(reply.error, 0, "a request failed");
-                let (offset, sent_at) = slots[reply.cookie as usize];
-                if !self.is_write() {
-                    let bytes = client.take(self.bytes as usize);
-                    check(bytes, self.version, offset, sent % 64 == 0, &mut payload);
-                }
-                now = Instant::now();
-                microseconds.push(now.duration_since(sent_at).as_micros() as u32);
-                idle.push(reply.cookie);
-                if !client.has_reply() || idle.len() == slots.len() {
-                    break;
-                }
-            }
+        engine::run(self, &[client.stream()], seed).expect("the server answers as it must")
+    }
+
+    /// Puts the load on each of these connections, from one thread, or from two when there are more
+    /// than one. A server that fails is an error.
+    pub fn try_run(&self, connections: &[Connection], seed: u64) -> io::Result<Outcome> {
+        let streams: Vec<_> = connections.iter().map(|one| &one.stream).collect();
+        if streams.len() < 2 {
+            return engine::run(self, &streams, seed);
         }
-        let seconds = began.elapsed().as_secs_f64();
-        let per_second = microseconds.len() as f64 / seconds;
+        let (left, right) = streams.split_at(streams.len() / 2);
+        let (left, right) = std::thread::scope(|scope| {
+            let left = scope.spawn(|| engine::run(self, left, seed));
+            let right = engine::run(self, right, seed + 1);
+            (left.join().expect("the engine does not panic"), right)
+        });
+        let (left, right) = (left?, right?);
+        let mut microseconds = left.microseconds;
+        microseconds.extend(right.microseconds);
         microseconds.sort_unstable();
-        Outcome { per_second, microseconds }
+        Ok(Outcome { per_second: left.per_second + right.per_second, microseconds })
     }
 }
 
-/// Every sector begins with eight bytes of the pattern; the rest of a payload costs nothing to make,
-/// so that the client is not what is measured.
-fn stamp(bytes: &mut [u8], version: u64, offset: u64) {
-    for (sector, at) in bytes.chunks_exact_mut(512).zip((offset..).step_by(512)) {
-        sector[..8].copy_from_slice(&pattern::word(version, at).to_le_bytes());
-    }
+/// A step that visits every place once before it visits one again, about 0.618 of all places long.
+fn scattered(places: u64) -> u64 {
+    let divisor = |mut one: u64, mut other: u64| {
+        while other != 0 {
+            (one, other) = (other, one % other);
+        }
+        one
+    };
+    let start = (places as f64 * 0.618_034) as u64 | 1;
+    (start..).find(|step| divisor(*step, places) == 1).expect("the next prime, at the latest")
 }
 
-fn check(bytes: &[u8], version: u64, offset: u64, whole: bool, scratch: &mut [u8]) {
-    for (sector, at) in bytes.chunks_exact(512).zip((offset..).step_by(512)) {
-        let word = u64::from_le_bytes(sector[..8].try_into().expect("eight bytes"));
-        assert_eq!(word, pattern::word(version, at), "wrong bytes at {at}");
-    }
-    if whole {
-        // The rest of a sector is what the template or a payload has there: its first word, or zero.
-        scratch.fill(0);
-        stamp(scratch, version, offset);
-        assert!(
-            bytes == scratch,
-            "wrong bytes between {offset} and {}",
-            offset + bytes.len() as u64
-        );
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Writes the content that a load of this version expects to read.
-pub fn make_template(path: &Path, bytes: u64, version: u64) {
-    use std::io::Write;
-    let mut file = std::fs::File::create(path).expect("the directory is writable");
-    let mut buffer = vec![0; 1 << 20];
-    for offset in (0..bytes).step_by(buffer.len()) {
-        stamp(&mut buffer, version, offset);
-        file.write_all(&buffer).expect("the directory has room");
+    #[test]
+    fn scattered_places_are_all_places() {
+        for places in [1, 2, 5, 64, 1000, 65536] {
+            let step = scattered(places);
+            let mut seen = vec![false; places as usize];
+            for index in 0..places {
+                seen[(index * step % places) as usize] = true;
+            }
+            assert!(seen.iter().all(|one| *one), "{places}");
+        }
     }
 }
