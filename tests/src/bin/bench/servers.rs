@@ -123,7 +123,8 @@ impl Kind {
             Self::QemuQcow2 | Self::QemuRaw => "qemu-nbd".into(),
             Self::NbdkitCow | Self::NbdkitFile | Self::NbdkitMemory => "nbdkit".into(),
             Self::NbdServerCow => "nbd-server".into(),
-            Self::Limit => std::env::current_exe()?,
+            // This program, even when a build has replaced its file meanwhile.
+            Self::Limit => "/proc/self/exe".into(),
         });
         match self {
             Self::Glassine if setup.devices == 1 => {
@@ -218,7 +219,10 @@ impl Kind {
             let mut command = self.commands(&Setup { devices, ..*setup }, &home, &socket)?;
             let log = File::create(home.join("log"))?;
             command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-            let program = Path::new(command.get_program()).file_name().unwrap_or_default();
+            let program = match self {
+                Self::Limit => OsStr::new("bench"),
+                _ => Path::new(command.get_program()).file_name().unwrap_or_default(),
+            };
             let words = [program].into_iter().chain(command.get_args());
             let plain =
                 |word: &OsStr| word.to_string_lossy().replace(&*home.to_string_lossy(), "DIR");
