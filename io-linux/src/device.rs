@@ -3,7 +3,7 @@
 use anyhow::ensure;
 use glassine_core::limits::{BLOCK_BYTES, DEVICE_BYTES_MAX, GROWTH_SLOTS_MIN};
 use glassine_core::session::Merge;
-use glassine_core::{Errno, Export, Overlay, OverlayConfig, Source};
+use glassine_core::{Errno, Export, Instant, Overlay, OverlayConfig, Source};
 
 use crate::config::DeviceConfig;
 use crate::data_file::DataFile;
@@ -122,10 +122,10 @@ impl Device {
 
     /// Whether a merge can be done without waiting for a disk.
     #[must_use]
-    pub fn is_ready(&self, merge: &Merge) -> bool {
+    pub fn is_ready(&self, merge: &Merge, now: Instant) -> bool {
         match merge.source {
             Source::Template { offset } => {
-                self.template().is_ready(offset, u64::from(merge.source_bytes))
+                self.template().is_ready(offset, u64::from(merge.source_bytes), now)
             }
             Source::Zero | Source::Data { .. } => true,
         }

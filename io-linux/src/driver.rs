@@ -59,6 +59,8 @@ pub struct Connection {
     /// The peer may be handed pages of the template.
     trusted: bool,
     opened_at: Instant,
+    /// When the session last heard of something.
+    now: Instant,
 }
 
 /// Buffers of a worker, lent to the connection whose turn it is.
@@ -118,6 +120,7 @@ impl Connection {
             fetches: HashMap::new(),
             spilled: 0,
             opened_at: now,
+            now,
         }
     }
 
@@ -163,7 +166,8 @@ impl Connection {
         if let Input::Fetched { id, .. } = &input {
             self.fetches.remove(id);
         }
-        self.session.handle(clock::now(), input);
+        self.now = clock::now();
+        self.session.handle(self.now, input);
     }
 
     /// Does everything that can be done now.
@@ -191,9 +195,9 @@ impl Connection {
             } else if !scratch.stores.is_empty() {
                 self.store(scratch);
             } else if !scratch.completed.is_empty() {
-                let now = clock::now();
+                self.now = clock::now();
                 for input in scratch.completed.drain(..) {
-                    self.session.handle(now, input);
+                    self.session.handle(self.now, input);
                 }
             } else if self.sending {
                 self.send(scratch);
@@ -226,7 +230,7 @@ impl Connection {
             }
             Output::Merge { id, merge } => {
                 let device = self.entered();
-                if device.is_ready(&merge) {
+                if device.is_ready(&merge, self.now) {
                     scratch.completed.push(Input::Merged { id, result: device.merge(&merge) });
                 } else {
                     let (device, connection) = (Arc::clone(device), self.id);
@@ -235,7 +239,7 @@ impl Connection {
             }
             Output::Fetch { id, offset, length } => {
                 let device = self.entered();
-                if device.template().is_ready(offset, length) {
+                if device.template().is_ready(offset, length, self.now) {
                     scratch.completed.push(Input::Fetched { id, result: Ok(length) });
                 } else {
                     let (device, connection) = (Arc::clone(device), self.id);

@@ -14,7 +14,6 @@ use anyhow::{Context, bail, ensure};
 use glassine_core::limits::DEVICE_BYTES_MAX;
 use glassine_core::{Errno, Instant};
 
-use crate::clock;
 use crate::mapping::Mapping;
 use crate::sync::{AtomicU64, Ordering};
 use crate::sys::{self, IoVec};
@@ -101,8 +100,7 @@ impl Template {
 
     /// Whether a range can be sent without waiting for a disk.
     #[must_use]
-    pub fn is_ready(&self, offset: u64, length: u64) -> bool {
-        let now = clock::now();
+    pub fn is_ready(&self, offset: u64, length: u64, now: Instant) -> bool {
         let (first, last) = (offset / GRANULE_BYTES, (offset + length - 1) / GRANULE_BYTES);
         (first..=last).all(|granule| self.is_warm(granule, now, offset, length))
     }
