@@ -126,6 +126,37 @@ pub(crate) fn idle_memory(storage: &Storage, workload: &Workload) -> Row {
     row
 }
 
+/// How much longer a server takes until it serves when it has one device more: 200 against one, each with
+/// a new overlay over a template that is there. The middle of five starts.
+pub(crate) fn start_up(storage: &Storage, workload: &Workload) -> Row {
+    const MANY: usize = 200;
+    let mut row = storage.row(workload);
+    once(&mut row, |kind| {
+        if !kind.serves_many() {
+            return Err(io::Error::other("not measured: a process for each device"));
+        }
+        let milliseconds = |count: usize| {
+            let mut times = [0.0; 5];
+            for time in &mut times {
+                let setup = storage.setup(count, InPlace::Copy);
+                let began = Instant::now();
+                let server = kind.start(&setup)?;
+                // It may listen before it is ready: the last device takes its first client.
+                let connection = server.open(count - 1)?;
+                *time = began.elapsed().as_secs_f64() * 1e3;
+                drop(connection);
+            }
+            times.sort_by(f64::total_cmp);
+            Ok::<_, io::Error>(times[2])
+        };
+        let (one, many) = (milliseconds(1)?, milliseconds(MANY)?);
+        let figure = (many - one).max(0.0) / (MANY - 1) as f64;
+        let details = vec![("one device".into(), one), (format!("{MANY} devices"), many)];
+        Ok(Round { figure, details, ..Round::default() })
+    });
+    row
+}
+
 /// How much private memory grows when all of a device is written, in small pieces.
 pub(crate) fn touched_memory(storage: &Storage, workload: &Workload) -> Row {
     let mut row = storage.row(workload);

@@ -86,6 +86,39 @@ pub(crate) fn stalled(
     row
 }
 
+/// A client with one request at a time on one device, alone, then beside two clients that keep 32 overwrites
+/// each in flight on another. There are two cores: the busy clients take time from the quiet one as well.
+pub(crate) fn quiet_device(storage: &Storage, workload: &Workload) -> Row {
+    let mut row = storage.row(workload);
+    let quiet = storage.load(Stage::Template, Pattern::RandomRead, 4096, 1);
+    let busy = storage.load(Stage::Written, Pattern::RandomWrite, 4096, 32);
+    storage.interleave(&mut row, |entry, round| {
+        if entry.server == Kind::Limit {
+            return Err(io::Error::other("not measured: it serves one file under all names"));
+        }
+        let server = entry.server.start(&storage.setup(2, InPlace::Copy))?;
+        let (one, others) = ([server.open(0)?], [server.open(1)?, server.open(1)?]);
+        for connection in [&one[0], &others[0]] {
+            storage.touch(connection, Stage::Template, Pattern::EachRead)?;
+        }
+        storage.touch(&others[0], Stage::Written, Pattern::EachWrite)?;
+        let _ = Load { time: storage.time / 4, ..quiet }.try_run(&one, 0)?;
+        let without = measure(&server, &one, &quiet, Unit::Operations, round)?;
+        // Busy before and behind what is measured.
+        let busy = Load { time: storage.time + storage.time / 2, ..busy };
+        let (with, busy) = thread::scope(|scope| {
+            let busy = scope.spawn(|| busy.try_run(&others, round as u64));
+            thread::sleep(storage.time / 4);
+            let with = measure(&server, &one, &quiet, Unit::Operations, round);
+            (with, busy.join().expect("a load does not panic"))
+        });
+        let mut figure = ratio(&without, with?);
+        figure.details.push(("operations/s of the busy device".into(), busy?.per_second));
+        Ok(figure)
+    });
+    row
+}
+
 /// The template behind a FUSE mount: every read that is not in the page cache takes 100 ms.
 struct SlowFile {
     mount: Child,

@@ -87,7 +87,11 @@ fn measure_all(
     for workload in workloads {
         let is_cost = matches!(
             workload.what,
-            What::SystemCalls(..) | What::IdleMemory | What::TouchedMemory | What::Allocations
+            What::SystemCalls(..)
+                | What::IdleMemory
+                | What::TouchedMemory
+                | What::StartUp
+                | What::Allocations
         );
         if is_cost && !with_costs {
             continue;
@@ -105,12 +109,14 @@ fn measure_all(
             What::FirstTouch => fresh::first_touch(storage, workload),
             What::Devices(count) => fresh::devices(storage, workload, count),
             What::SlowTemplate => disturbed::slow_template(storage, workload)?,
+            What::QuietDevice => disturbed::quiet_device(storage, workload),
             What::External(tool) => external::external(storage, workload, tool),
             What::SystemCalls(stage, pattern) => {
                 costs::system_calls(storage, workload, stage, pattern)
             }
             What::IdleMemory => costs::idle_memory(storage, workload),
             What::TouchedMemory => costs::touched_memory(storage, workload),
+            What::StartUp => costs::start_up(storage, workload),
             What::Allocations => costs::allocations(storage, workload),
         };
         eprintln!(": {:.1} s", began.elapsed().as_secs_f64());

@@ -18,6 +18,8 @@ pub(crate) enum Unit {
     Calls,
     #[serde(rename = "KiB")]
     KiB,
+    #[serde(rename = "ms")]
+    Milliseconds,
     #[serde(rename = "allocations/operation")]
     Allocations,
 }
@@ -30,6 +32,7 @@ impl Unit {
             Self::Ratio => "ratio",
             Self::Calls => "system calls/operation",
             Self::KiB => "KiB",
+            Self::Milliseconds => "ms",
             Self::Allocations => "allocations/operation",
         }
     }

@@ -30,11 +30,12 @@ pub(crate) enum Group {
     Client,
     Calls,
     Memory,
+    Start,
     Allocations,
 }
 
 impl Group {
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::Small,
         Self::Large,
         Self::Many,
@@ -45,6 +46,7 @@ impl Group {
         Self::Client,
         Self::Calls,
         Self::Memory,
+        Self::Start,
         Self::Allocations,
     ];
 
@@ -60,6 +62,7 @@ impl Group {
             Self::Client => "CPU seconds of the client per million operations",
             Self::Calls => "System calls of the server per operation",
             Self::Memory => "Private memory of the server, KiB",
+            Self::Start => "Start of a server, milliseconds",
             Self::Allocations => "Allocations per operation",
         }
     }
@@ -77,6 +80,7 @@ impl Group {
             Self::Client => "client",
             Self::Calls => "calls",
             Self::Memory => "memory",
+            Self::Start => "start",
             Self::Allocations => "allocations",
         }
     }
@@ -90,12 +94,17 @@ impl Group {
             Self::Small => small,
             Self::Large => large,
             Self::Many => matches!(known.what, What::Connections(_) | What::Devices(_)),
-            Self::Beside => matches!(known.what, What::Stalled | What::SlowTemplate),
+            Self::Beside => {
+                matches!(known.what, What::Stalled | What::SlowTemplate | What::QuietDevice)
+            }
             Self::External => matches!(known.what, What::External(_)),
-            Self::Latency => small && !matches!(known.what, What::FirstTouch),
+            Self::Latency => {
+                small && known.what != What::FirstTouch || known.what == What::QuietDevice
+            }
             Self::Cpu | Self::Client => small || large,
             Self::Calls => matches!(known.what, What::SystemCalls(..)),
             Self::Memory => matches!(known.what, What::IdleMemory | What::TouchedMemory),
+            Self::Start => known.what == What::StartUp,
             Self::Allocations => known.what == What::Allocations,
         }
     }
@@ -110,7 +119,9 @@ impl Group {
             }
             Self::Cpu => Some(number(entry.cpu(|round| round.server_cpu_seconds)?)),
             Self::Client => Some(number(entry.cpu(|round| round.client_cpu_seconds)?)),
-            Self::Calls | Self::Memory | Self::Allocations => Some(number(entry.median()?)),
+            Self::Calls | Self::Memory | Self::Start | Self::Allocations => {
+                Some(number(entry.median()?))
+            }
             _ => {
                 let (low, median, high) = entry.spread()?;
                 Some(format!("{} ({}–{})", number(median), number(low), number(high)))

@@ -42,6 +42,10 @@ pub(crate) enum What {
     External(Tool),
     /// System calls of the server, counted.
     SystemCalls(Stage, Pattern),
+    /// 4 KiB random reads, one at a time, with and without another device that is busy.
+    QuietDevice,
+    /// How much longer a process takes to start with one device more.
+    StartUp,
     /// Private memory of an idle device.
     IdleMemory,
     /// Private memory of a device that is written everywhere.
@@ -110,6 +114,7 @@ pub(crate) const ALL: &[Workload] = &[
     workload("devices-16", "16 devices", Operations, What::Devices(16)),
     workload("devices-200", "200 devices", Operations, What::Devices(200)),
     workload("slow-template", "beside cold reads of a slow template", Ratio, What::SlowTemplate),
+    workload("quiet-device", "on a quiet device, 1 in flight, beside a busy one", Ratio, What::QuietDevice),
     workload("fio-read", "fio, 4 KiB random read, 32 in flight", Operations, What::External(Tool::FioRead)),
     workload("fio-write", "fio, 4 KiB random write, 32 in flight", Operations, What::External(Tool::FioWrite)),
     workload("nbdcopy", "nbdcopy, whole device to null:", MiB, What::External(Tool::Nbdcopy)),
@@ -119,6 +124,7 @@ pub(crate) const ALL: &[Workload] = &[
     workload("calls-write", "4 KiB random overwrite, 32 in flight", Unit::Calls, What::SystemCalls(Written, RandomWrite)),
     workload("memory-idle", "an idle device", Unit::KiB, What::IdleMemory),
     workload("memory-touched", "written everywhere, per GiB", Unit::KiB, What::TouchedMemory),
+    workload("start-up", "one more device at start", Unit::Milliseconds, What::StartUp),
     workload("allocations", "any request, once warm", Unit::Allocations, What::Allocations),
 ];
 
