@@ -7,7 +7,7 @@
 //!
 //! Where to look: `wire` is the byte format, `handshake` the option haggling, `session` the
 //! whole of a connection (with `staging`, `request` and `outbox` as its parts), `overlay` the device
-//! (with `map`, `slot` and `pin`), `limits` every bound, `judge` what the simulator needs in here.
+//! (with `map`, `slot` and `pin`), `journal` what of it survives a crash, `limits` every bound, `judge` what the simulator needs in here.
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -19,6 +19,7 @@ extern crate std;
 pub mod error;
 pub mod export;
 pub mod handshake;
+pub mod journal;
 pub mod judge;
 pub mod limits;
 pub mod map;
@@ -36,7 +37,7 @@ pub mod wire;
 
 pub use error::{CloseReason, Errno};
 pub use export::{Catalog, Export};
-pub use limits::Limits;
+pub use limits::{JournalLimits, Limits};
 pub use overlay::{Overlay, OverlayConfig};
 pub use segment::{Segment, Source};
 pub use session::{Input, Output, Session};

@@ -3,6 +3,8 @@
 
 use core::time::Duration;
 
+use crate::journal::frame::{FRAME_BYTES_MAX, frame_bytes};
+
 /// Bytes of a block of the device, and of a slot of the data file.
 pub const BLOCK_BYTES: u32 = 4096;
 /// The longest payload of one READ or WRITE in production; advertised to clients.
@@ -23,6 +25,11 @@ pub const GROWTH_SLOTS_MIN: u32 = 256;
 pub const GROWTH_SLOTS_MAX: u32 = 16 << 10;
 /// Displaced slots (or blocks of dropped map leaves) looked at in one reclaim step.
 pub const RECLAIM_SLOTS_PER_STEP: u32 = 4096;
+
+/// Size of each of a sheet's two journal segments, when it is made.
+pub const SEGMENT_BYTES: u64 = 4 << 20;
+/// The largest segment that is read: recovery holds one in memory.
+pub const SEGMENT_BYTES_MAX: u64 = 64 << 20;
 
 const _: () = assert!(BLOCK_BYTES.is_power_of_two());
 // A name with its framing fits an option that is looked at.
@@ -70,3 +77,45 @@ impl Default for Limits {
         }
     }
 }
+
+/// The bounds of one device's journal.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct JournalLimits {
+    /// Edits of the map that may wait for a barrier; each is 16 bytes. This bounds a record, and with it
+    /// what is encoded under the device's lock. At least [`Self::publish_entries_max`] of the longest payload.
+    pub queue_entries_max: u32,
+    /// Slots that may be published and named by no record yet: the work of one capture, and what a power
+    /// cut may take where nobody flushes. At half of it, a barrier begins by itself.
+    pub fresh_slots_max: u32,
+    /// Slots that may wait for a record before they are used again, until a barrier begins by itself.
+    pub limbo_slots_max: u32,
+    /// Runs of the map that one section of a checkpoint looks at: the bound on one step of it.
+    pub section_entries: u32,
+}
+
+impl Default for JournalLimits {
+    fn default() -> Self {
+        Self {
+            queue_entries_max: QUEUE_ENTRIES_MAX,
+            fresh_slots_max: 128 << 10,
+            limbo_slots_max: 16 << 10,
+            section_entries: 1020,
+        }
+    }
+}
+
+impl JournalLimits {
+    /// The most edits of one publish: a run for every block, and the zeroes between them.
+    #[must_use]
+    pub fn publish_entries_max(payload_bytes_max: u32) -> u32 {
+        payload_bytes_max / BLOCK_BYTES + 4
+    }
+}
+
+/// Edits that may wait for a barrier in production.
+const QUEUE_ENTRIES_MAX: u32 = 32 << 10;
+
+// The largest publish fits the queue, a whole queue one record, and two of those half a segment.
+const _: () = assert!(QUEUE_ENTRIES_MAX >= PAYLOAD_BYTES_MAX / BLOCK_BYTES + 4);
+const _: () = assert!(frame_bytes(QUEUE_ENTRIES_MAX as usize) <= FRAME_BYTES_MAX);
+const _: () = assert!(SEGMENT_BYTES >= 4 * frame_bytes(QUEUE_ENTRIES_MAX as usize) as u64);

@@ -114,6 +114,11 @@ impl Packed {
         })
     }
 
+    /// What the block `count` places on is, if the run goes on: the same, or the slot so many on.
+    fn next_by(self, count: u32) -> Self {
+        if self.0 < Self::FIRST_SLOT { self } else { Self(self.0.wrapping_add(count)) }
+    }
+
     fn unpack(self) -> Entry {
         match self.0 {
             0 => Entry::Template,
@@ -159,6 +164,8 @@ pub struct Map {
     /// Node levels above the blocks: a node of level 1 is a leaf.
     levels: u32,
     blocks: u64,
+    /// What all blocks were at first.
+    initial: Uniform,
     tally: Tally,
 }
 
@@ -183,13 +190,19 @@ impl Map {
             levels += 1;
         }
         let tally = Tally::uniform(uniform, blocks);
-        Self { root: Node::Uniform(uniform), levels, blocks, tally }
+        Self { root: Node::Uniform(uniform), levels, blocks, initial: uniform, tally }
     }
 
     /// Blocks of the device.
     #[must_use]
     pub fn blocks(&self) -> u64 {
         self.blocks
+    }
+
+    /// What all blocks were at first.
+    #[must_use]
+    pub fn initial(&self) -> Uniform {
+        self.initial
     }
 
     /// Slots and reservations of the whole map.
@@ -208,6 +221,32 @@ impl Map {
             match node {
                 Node::Uniform(uniform) => return (*uniform).into(),
                 Node::Leaf(leaf) => return leaf.entries[index(block, 1)].unpack(),
+                Node::Inner(inner) => node = &inner.children[index(block, level)],
+            }
+            level -= 1;
+        }
+    }
+
+    /// What `block` is, and up to where its neighbours go on like it: they are alike, or in neighbouring
+    /// slots. Looks at no more than one node of each level, so the run may go on behind its end.
+    #[must_use]
+    pub fn run_at(&self, block: u64) -> (Range<u64>, Entry) {
+        assert!(block < self.blocks);
+        let mut node = &self.root;
+        let mut level = self.levels;
+        loop {
+            let end = (block | ((child_blocks(level) << FANOUT_BITS) - 1)) + 1;
+            match node {
+                Node::Uniform(uniform) => {
+                    return (block..end.min(self.blocks), (*uniform).into());
+                }
+                Node::Leaf(leaf) => {
+                    let entries = &leaf.entries[index(block, 1)..];
+                    let next = |count: usize| entries[0].next_by(count as u32);
+                    let alike = (0..entries.len()).take_while(|at| entries[*at] == next(*at));
+                    let end = block + alike.count() as u64;
+                    return (block..end.min(self.blocks), entries[0].unpack());
+                }
                 Node::Inner(inner) => node = &inner.children[index(block, level)],
             }
             level -= 1;
@@ -572,6 +611,16 @@ mod tests {
                 }
             });
             assert!(walked == self.flat);
+            let mut runs = Vec::new();
+            while (runs.len() as u64) < self.map.blocks() {
+                let (run, entry) = self.map.run_at(runs.len() as u64);
+                assert_eq!((run.start, run.is_empty()), (runs.len() as u64, false));
+                runs.extend((0..run.end - run.start).map(|at| match entry {
+                    Entry::Slot(first) => Entry::Slot(SlotId(first.0 + at as u32)),
+                    other => other,
+                }));
+            }
+            assert!(runs == self.flat);
             while !self.dropped.is_empty() {
                 self.dropped.step(&mut |slot| self.displaced.push(slot));
             }

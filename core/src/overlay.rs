@@ -1,18 +1,24 @@
 //! The state of one copy-on-write device: which bytes are where, and which slots may be used.
 //!
 //! An overlay does no I/O and copies no payload. In production it stands behind one lock, taken once
-//! for a batch of requests. What it wants of its driver is only that the data file grows:
-//! [`Overlay::poll_growth`] says by how much, [`Overlay::grown`] takes the outcome.
+//! for a batch of requests. It wants of its driver that the data file grows: [`Overlay::poll_growth`] says
+//! by how much, [`Overlay::grown`] takes the outcome. A device with a journal hands out [`Overlay::poll_task`]
+//! besides; one without is *ephemeral*.
 //!
 //! A write goes through `reserve` (private slots), then either `publish` (visible as a whole, the
 //! old slots displaced) or `release` (as if it had never been). A read goes through `resolve`, which
 //! names segments as of one moment; a pin taken at `epoch` in the same step keeps them as they are.
 
+mod durable;
+
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::ops::Range;
 
+pub use durable::{Durable, Visible};
+
 use crate::error::Errno;
+use crate::journal::Journal;
 use crate::judge::{Bug, Mark, mark, planted, used};
 use crate::limits::{BLOCK_BYTES, DEVICE_BYTES_MAX, GROWTH_SLOTS_MAX, RECLAIM_SLOTS_PER_STEP};
 use crate::map::{Dropped, Entry, Map, SLOTS_MAX, Tally, Uniform};
@@ -34,6 +40,13 @@ pub struct OverlayConfig {
     /// The first extent by which the data file grows, in slots; it doubles from there. In production
     /// [`crate::limits::GROWTH_SLOTS_MIN`]; the simulator takes fewer, so that growth is often on the way.
     pub growth_slots_min: u32,
+}
+
+impl OverlayConfig {
+    /// What a block is that nobody ever wrote to.
+    pub(crate) fn initial(&self) -> Uniform {
+        if self.template_bytes == 0 { Uniform::Zero } else { Uniform::Template }
+    }
 }
 
 /// How a session is named when it has to be woken.
@@ -106,6 +119,10 @@ pub enum Conflict {
     NoSpace,
     /// A trim freed space that was to stay set aside, and others took it: give back, and ask again.
     Short,
+    /// The journal takes in no more at present: wait for it, and publish again.
+    Backlog,
+    /// The journal has failed: nothing is changed any more.
+    Failed,
 }
 
 /// The state of one device. See the module.
@@ -123,6 +140,7 @@ pub struct Overlay {
     cells: Vec<PinCell>,
     growth: Growth,
     waiting: Vec<SessionKey>,
+    journal: Option<Journal>,
 }
 
 #[derive(Debug, Default, Hash)]
@@ -138,27 +156,28 @@ struct Growth {
     /// Sessions woken by a failure: they hear of it when they ask again. Anybody else's request
     /// deserves an attempt of its own, since space may have been freed meanwhile.
     denied: Vec<SessionKey>,
+    /// It failed, but slots wait for a record: the sessions that wait are woken when this is durable.
+    barrier: Option<Epoch>,
 }
 
 impl Overlay {
-    /// A device nobody has written to.
+    /// An ephemeral device nobody has written to.
     #[must_use]
     pub fn new(config: OverlayConfig) -> Self {
         assert!(config.size_bytes <= DEVICE_BYTES_MAX, "the driver checks the size");
         assert!(config.template_bytes <= config.size_bytes, "the driver checks the size");
-        let blank = config.template_bytes == 0;
-        let uniform = if blank { Uniform::Zero } else { Uniform::Template };
         Self {
-            map: Map::new(config.size_bytes.div_ceil(BLOCK), uniform),
+            map: Map::new(config.size_bytes.div_ceil(BLOCK), config.initial()),
             quota_blocks: config.quota_bytes / BLOCK,
             slots: SlotTable::default(),
             charged: 0,
             setting: 0,
-            epoch: Epoch(1),
+            epoch: Epoch::FIRST,
             dropped: VecDeque::new(),
             cells: Vec::new(),
             growth: Growth { step: config.growth_slots_min, ..Growth::default() },
             waiting: Vec::new(),
+            journal: None,
             config,
         }
     }
@@ -281,7 +300,7 @@ impl Overlay {
     }
 
     /// What a request needs before it can be filled: private slots (appended to `runs`), and space
-    /// set aside. `NoSpace` is final; after `Wait` the session named `key` is woken, and asks again.
+    /// set aside. An error is final; after `Wait` the session named `key` is woken, and asks again.
     pub fn reserve(
         &mut self,
         extent: &Extent,
@@ -291,6 +310,9 @@ impl Overlay {
         if planted(Bug::LockOverSocket) && self.slots.counts().filling > 0 {
             self.waiting.push(key);
             return Ok(Reserve::Wait);
+        }
+        if self.has_failed() {
+            return Err(Errno::Io);
         }
         let count = extent.slots();
         let in_slots = self.tally_of_slots(extent);
@@ -358,14 +380,18 @@ impl Overlay {
 
     /// Makes a request visible as a whole: the blocks of `extent` are the slots of `runs` in order,
     /// but for its zero range, which reads zero. What was there is displaced. If a predecessor has
-    /// been replaced, nothing happens, and slots and grant are still the caller's.
+    /// been replaced, nothing happens, and slots and grant are still the caller's. It is visible at the
+    /// moment that is answered.
     pub fn publish(
         &mut self,
         extent: &Extent,
         runs: &mut Vec<Run>,
         grant: Grant,
         predecessors: impl Iterator<Item = Predecessor>,
-    ) -> Result<(), Conflict> {
+    ) -> Result<Visible, Conflict> {
+        if planted(Bug::RecordOfRefused) {
+            self.record(extent, runs);
+        }
         for predecessor in predecessors {
             let replaced = self.map.entry(predecessor.block) != predecessor.entry;
             if replaced && !planted(Bug::LostHalf) {
@@ -385,16 +411,20 @@ impl Overlay {
                 return Err(Conflict::Short);
             }
         }
+        self.may_record(extent, runs)?;
         if added > grant.charge && self.check_quota(added - grant.charge).is_err() {
             mark(Mark::PublishNoSpace);
             return Err(Conflict::NoSpace);
         }
         self.give_back(grant);
         self.epoch.0 += 1;
+        if !planted(Bug::RecordOfRefused) {
+            self.record(extent, runs);
+        }
         self.zero(extent);
         self.flip(extent, runs);
         used(self.map.tally().provisioned() + self.charged);
-        Ok(())
+        Ok(Visible::at(self.epoch))
     }
 
     /// The zero range of a publish: an edit of the map alone, whatever its length.
@@ -405,12 +435,13 @@ impl Overlay {
         let epoch = self.epoch;
         let mut dropped = Dropped::new();
         let slots = &mut self.slots;
+        let mut limbo = 0;
         let dropped_slots = self.map.fill(
             extent.zero.clone(),
             uniform,
             &mut |slot| {
                 if !planted(Bug::TrimKeepsSlot) {
-                    slots.displace(slot, epoch);
+                    limbo += u64::from(slots.displace(slot, epoch));
                 }
             },
             &mut dropped,
@@ -420,22 +451,35 @@ impl Overlay {
             self.slots.drop_live(dropped_slots);
             self.dropped.push_back((epoch, dropped));
         }
+        self.note_limbo(limbo + dropped_slots);
+    }
+
+    /// Slots were displaced that a record of the journal may name.
+    fn note_limbo(&mut self, slots: u64) {
+        if let Some(journal) = &mut self.journal {
+            journal.displaced(slots);
+        }
     }
 
     /// The slots of a publish: those before the zero range, and those behind it.
     fn flip(&mut self, extent: &Extent, runs: &mut Vec<Run>) {
         for run in runs.iter() {
             self.slots.publish(*run);
+            if self.journal.is_some() {
+                self.slots.freshen(*run);
+            }
         }
         let epoch = self.epoch;
         let slots = &mut self.slots;
-        let displaced = &mut |slot| slots.displace(slot, epoch);
+        let mut limbo = 0;
+        let displaced = &mut |slot| limbo += u64::from(slots.displace(slot, epoch));
         let mut each = runs.iter().flat_map(|run| (0..run.count).map(|index| run.slot(index)));
         for part in extent.parts() {
             self.map.publish(part, &mut each, displaced);
         }
         assert!(each.next().is_none(), "as many slots as blocks");
         runs.clear();
+        self.note_limbo(limbo);
     }
 
     fn tally_of_slots(&self, extent: &Extent) -> Tally {
@@ -455,7 +499,7 @@ impl Overlay {
     /// By how many slots the data file should grow now. Asked until it answers `None`; every answer
     /// is completed once, by [`Self::grown`].
     pub fn poll_growth(&mut self) -> Option<u32> {
-        if self.growth.asked.is_some() {
+        if self.growth.asked.is_some() || self.growth.barrier.is_some() {
             return None;
         }
         let counts = self.slots.counts();
@@ -498,6 +542,10 @@ impl Overlay {
             }
             mark(Mark::GrowthFailed);
             self.growth.failed = true;
+            self.growth.barrier = self.flush_for_space();
+            if self.growth.barrier.is_some() {
+                return;
+            }
             self.growth.denied.clone_from(&self.waiting);
         }
         self.growth.demand = 0;
@@ -553,6 +601,9 @@ impl Overlay {
                 >= self.map.tally().reserved
         );
         assert!(self.map.tally().provisioned() <= self.quota_blocks);
+        if let Some(journal) = &self.journal {
+            journal.audit(self.epoch);
+        }
     }
 
     /// Frees displaced slots nobody looks at any more. A bounded step; the driver may call it when it
@@ -561,15 +612,17 @@ impl Overlay {
         if self.slots.counts().displaced == 0 {
             return;
         }
-        // `Epoch(u64::MAX)`: nobody looks at anything.
         let oldest = self.cells.iter().filter_map(PinCell::oldest).min();
-        let limit = oldest.unwrap_or(Epoch(u64::MAX));
-        let limit = if planted(Bug::ReuseWhilePinned) { Epoch(u64::MAX) } else { limit };
+        let unpinned = oldest.unwrap_or(Epoch::LAST);
+        let unpinned = if planted(Bug::ReuseWhilePinned) { Epoch::LAST } else { unpinned };
+        let durable = self.durable_until();
         let mut budget = RECLAIM_SLOTS_PER_STEP;
-        budget -= self.slots.reclaim(limit, budget).min(budget);
+        budget -= self.slots.reclaim(unpinned, durable, budget).min(budget);
         if budget > 0 && self.slots.counts().displaced > 0 && oldest.is_some() {
             mark(Mark::PinHoldsSlots);
         }
+        // Parts of the map that were cut off may hold slots of either kind.
+        let limit = unpinned.min(durable);
         while budget > 0 {
             match self.dropped.front_mut() {
                 Some((epoch, dropped)) if *epoch <= limit => {
@@ -678,7 +731,7 @@ mod tests {
 
     fn change(overlay: &mut Overlay, extent: &Extent) -> Result<(), Errno> {
         let (mut runs, grant) = reserve(overlay, extent)?;
-        assert_eq!(overlay.publish(extent, &mut runs, grant, [].into_iter()), Ok(()));
+        assert!(overlay.publish(extent, &mut runs, grant, [].into_iter()).is_ok());
         overlay.audit();
         Ok(())
     }
@@ -745,7 +798,7 @@ mod tests {
 
     fn change_without_audit(overlay: &mut Overlay, extent: &Extent) {
         let (mut runs, grant) = reserve(overlay, extent).unwrap();
-        assert_eq!(overlay.publish(extent, &mut runs, grant, [].into_iter()), Ok(()));
+        assert!(overlay.publish(extent, &mut runs, grant, [].into_iter()).is_ok());
     }
 
     #[test]
@@ -796,7 +849,7 @@ mod tests {
         assert_eq!(outcome, Err(Conflict::Replaced(3)));
         assert_eq!(runs.len(), 1, "the slots are still the caller's");
         let merged = Predecessor { block: 3, entry: overlay.entry(3) };
-        assert_eq!(overlay.publish(&extent, &mut runs, grant, [merged].into_iter()), Ok(()));
+        assert!(overlay.publish(&extent, &mut runs, grant, [merged].into_iter()).is_ok());
         overlay.audit();
     }
 

@@ -16,6 +16,13 @@ use crate::sync::{Arc, AtomicU64, Ordering};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Epoch(pub u64);
 
+impl Epoch {
+    /// Before anything was published.
+    pub(crate) const FIRST: Self = Self(1);
+    /// After everything that will ever be.
+    pub(crate) const LAST: Self = Self(u64::MAX);
+}
+
 const IDLE: u64 = u64::MAX;
 
 /// The oldest epoch one session still looks at; shared between the session and the overlay.

@@ -31,6 +31,7 @@ pub(crate) enum Command {
     /// Nothing: it only gets a reply.
     Plain,
     Read,
+    Flush,
     Write,
     /// TRIM and WRITE_ZEROES.
     Zero,
@@ -57,6 +58,8 @@ pub(crate) struct Request {
     pub(crate) bytes: Range<u64>,
     /// FAST_ZERO: refuse rather than be slow.
     pub(crate) fast: bool,
+    /// FUA: it is answered when it is durable.
+    pub(crate) fua: bool,
     pub(crate) extent: Extent,
     pub(crate) edges: Vec<Edge>,
     pub(crate) runs: Vec<Run>,
@@ -87,6 +90,7 @@ impl Request {
             cookie: 0,
             bytes: 0..0,
             fast: false,
+            fua: false,
             extent: Extent { blocks: 0..0, zero: 0..0, provision: false },
             edges: Vec::new(),
             runs: Vec::new(),
@@ -305,6 +309,7 @@ impl Table {
         request.generation = request.generation.wrapping_add(1);
         request.in_use = false;
         request.fast = false;
+        request.fua = false;
         request.edges.clear();
         request.arriving = false;
         request.direct_left = 0;

@@ -10,7 +10,8 @@
 //!
 //! # What it promises
 //! The receiving side never waits for the sending side, nor for storage: only for room. A WRITE is
-//! published when its last byte has arrived where it belongs, never earlier. A READ is resolved at
+//! published when its last byte has arrived where it belongs, never earlier. A FLUSH is answered when all
+//! that was answered before it came, on whatever connection, is durable; a change with FUA when it is. A READ is resolved at
 //! one point in time and pinned until its bytes are sent or copied. A cut or refused payload leaves
 //! no trace. One call does work bounded by the requests in flight and the staging buffer.
 
@@ -29,7 +30,7 @@ use crate::judge::{Bug, Mark, mark, planted};
 use crate::limits::{Limits, OPTION_BYTES_MAX};
 use crate::map::Entry;
 use crate::outbox::{Outbox, ReplyBegun, SendPiece};
-use crate::overlay::{Conflict, Overlay, Reserve, SessionKey};
+use crate::overlay::{Conflict, Durable, Overlay, Reserve, SessionKey, Visible};
 use crate::pin::{Epoch, PinCell, Pins};
 use crate::request::{Command, RequestId, Table, Targets};
 use crate::segment::Source;
@@ -86,7 +87,7 @@ pub enum Input {
         /// How many bytes from the start are available now; fewer than asked for is allowed.
         result: Result<u64, Errno>,
     },
-    /// The overlay named this session among those to wake.
+    /// The overlay named this session among those to wake: there is room, or something became durable.
     Wake,
     /// Time has passed.
     Tick,
@@ -200,8 +201,15 @@ pub struct Session {
     publish: VecDeque<u16>,
     resolve: VecDeque<u16>,
     give_back: VecDeque<u16>,
+    flush: VecDeque<u16>,
+    /// Requests that wait until something is durable, and what: in rising order.
+    durable: VecDeque<(u16, Visible)>,
     /// The overlay will wake us: no use asking for slots before.
     waiting: bool,
+    /// The journal will wake us: no use publishing before.
+    backlogged: bool,
+    /// Since something may have become durable, the overlay was not asked.
+    woken: bool,
     /// A `Receive` is under way; with the request into whose slots, if any.
     receiving: Option<Option<u16>>,
     sending: bool,
@@ -290,7 +298,11 @@ impl Session {
             publish: VecDeque::with_capacity(capacity),
             resolve: VecDeque::with_capacity(capacity),
             give_back: VecDeque::with_capacity(capacity),
+            flush: VecDeque::with_capacity(capacity),
+            durable: VecDeque::with_capacity(capacity),
             waiting: false,
+            backlogged: false,
+            woken: false,
             receiving: None,
             sending: false,
             blocked: false,
@@ -393,7 +405,7 @@ impl Session {
                 self.filled(id.index);
             }
             Input::Fetched { id, result } => self.fetched(id, result),
-            Input::Wake => self.waiting = false,
+            Input::Wake => (self.waiting, self.backlogged, self.woken) = (false, false, true),
             Input::Tick => self.tick(),
             Input::Drain if planted(Bug::DrainDrops) => self.abort(CloseReason::Drained),
             Input::Drain => {
@@ -407,14 +419,16 @@ impl Session {
     /// Whether there is work that needs the device.
     #[must_use]
     pub fn needs_overlay(&self) -> bool {
-        !self.publish.is_empty()
+        (!self.publish.is_empty() && !self.backlogged)
             || !self.give_back.is_empty()
+            || !self.flush.is_empty()
+            || (!self.durable.is_empty() && self.woken)
             || (!self.admit.is_empty() && !self.waiting)
             || (!self.resolve.is_empty() && self.may_resolve())
     }
 
-    /// Does the work that needs the device: gives back, publishes, reserves, resolves. No I/O, no
-    /// copying of payload. Drain [`Self::poll`] afterwards.
+    /// Does the work that needs the device: gives back, publishes, reserves, asks what is durable,
+    /// resolves. No I/O, no copying of payload. Drain [`Self::poll`] afterwards.
     pub fn advance(&mut self, overlay: &mut Overlay) {
         if planted(Bug::FreeOnDisconnect) {
             self.free_abandoned(overlay);
@@ -422,13 +436,21 @@ impl Session {
         while let Some(index) = self.give_back.pop_front() {
             self.give_back(index, overlay);
         }
-        while let Some(index) = self.publish.pop_front() {
+        while !self.backlogged
+            && let Some(index) = self.publish.pop_front()
+        {
             self.publish(index, overlay);
         }
         while !self.waiting
             && let Some(index) = self.admit.pop_front()
         {
             self.admit(index, overlay);
+        }
+        while let Some(index) = self.flush.pop_front() {
+            self.await_durable(index, overlay.visible(), overlay);
+        }
+        if core::mem::take(&mut self.woken) {
+            self.answer_durable(overlay);
         }
         while self.may_resolve()
             && let Some(index) = self.resolve.pop_front()

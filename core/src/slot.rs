@@ -9,6 +9,7 @@ use alloc::vec::Vec;
 
 use crate::judge::{Bug, Mark, mark, planted};
 use crate::limits::BLOCK_BYTES;
+use crate::map::{Entry, Map};
 use crate::pin::Epoch;
 
 /// The number of a slot: its place in the data file is this times 4 KiB.
@@ -99,8 +100,13 @@ pub struct SlotTable {
     /// Free runs, most recently freed last: those pages are warm, so they go first.
     small: Vec<Run>,
     large: Vec<Run>,
-    /// Displaced runs with the epoch that displaced them, in rising order.
+    /// Displaced runs with the epoch that displaced them, in rising order: those that the journal may
+    /// name, and those that it never did.
     displaced: VecDeque<(Epoch, Run)>,
+    unnamed: VecDeque<(Epoch, Run)>,
+    /// Live slots that no record of the journal names yet, a bit each. All zero where there is no
+    /// journal.
+    fresh: Vec<u64>,
 }
 
 impl SlotTable {
@@ -120,6 +126,38 @@ impl SlotTable {
         if count > 0 {
             self.put_free(Run { first: SlotId(first), count });
         }
+    }
+
+    /// The slots of a data file with `total` of them, after a restart: those that the map names are live,
+    /// all others are free. Fails at a slot that the map names twice.
+    pub(crate) fn recovered(total: u32, map: &Map) -> Result<Self, SlotId> {
+        let mut table = Self::default();
+        table.states.resize(total as usize, State::Free);
+        table.counts = SlotCounts { total, free: total, ..SlotCounts::default() };
+        let mut twice = None;
+        map.walk(0..map.blocks(), &mut |_, entry| {
+            let Entry::Slot(slot) = entry else { return };
+            let state = &mut table.states[slot.0 as usize];
+            if core::mem::replace(state, State::Live) == State::Live {
+                twice = Some(slot);
+            }
+            table.counts.free -= 1;
+            table.counts.live += 1;
+        });
+        if let Some(slot) = twice {
+            return Err(slot);
+        }
+        // The lowest are put last, and taken first.
+        let mut end = total;
+        while end > 0 {
+            let free = table.states[..end as usize].iter().rev();
+            let count = free.take_while(|state| **state == State::Free).count() as u32;
+            if count > 0 {
+                table.put_free(Run { first: SlotId(end - count), count });
+            }
+            end = (end - count).saturating_sub(1);
+        }
+        Ok(table)
     }
 
     /// Moves `count` free slots to `runs`, as few runs as possible. There must be as many.
@@ -176,21 +214,50 @@ impl SlotTable {
         self.counts.live += run.count;
     }
 
-    /// The map no longer names this slot, since `epoch` began.
-    pub(crate) fn displace(&mut self, slot: SlotId, epoch: Epoch) {
+    /// No record of the journal names these live slots yet.
+    pub(crate) fn freshen(&mut self, run: Run) {
+        self.fresh.resize(self.states.len().div_ceil(64), 0);
+        for index in run.range() {
+            assert!(self.states[index] == State::Live, "only live slots are fresh");
+            self.fresh[index / 64] |= 1 << (index % 64);
+        }
+    }
+
+    /// A record names these slots from now on, if they are still live.
+    pub(crate) fn settle(&mut self, run: Run) {
+        for index in run.range() {
+            self.fresh[index / 64] &= !(1 << (index % 64));
+        }
+    }
+
+    /// Whether no record of the journal names the slot; it does not count as fresh any more.
+    fn take_fresh(&mut self, slot: SlotId) -> bool {
+        let index = slot.0 as usize;
+        let Some(word) = self.fresh.get_mut(index / 64) else { return false };
+        let bit = 1 << (index % 64);
+        let was = *word & bit != 0;
+        *word &= !bit;
+        was
+    }
+
+    /// The map no longer names this slot, since `epoch` began. Answers whether a record may name it.
+    pub(crate) fn displace(&mut self, slot: SlotId, epoch: Epoch) -> bool {
         let run = Run { first: slot, count: 1 };
         self.shift(run, State::Live, State::Displaced);
         self.counts.live -= 1;
         self.counts.displaced += 1;
-        match self.displaced.back_mut() {
+        let is_fresh = self.take_fresh(slot);
+        let queue = if is_fresh { &mut self.unnamed } else { &mut self.displaced };
+        match queue.back_mut() {
             Some((last, run)) if *last == epoch && run.first.0 + run.count == slot.0 => {
                 run.count += 1;
             }
             last => {
                 assert!(last.is_none_or(|(last, _)| *last <= epoch), "epochs only rise");
-                self.displaced.push_back((epoch, run));
+                queue.push_back((epoch, run));
             }
         }
+        !is_fresh
     }
 
     /// A dropped part of the map named `count` slots: they count as displaced from now on, although
@@ -205,6 +272,7 @@ impl SlotTable {
     pub(crate) fn free_dropped(&mut self, slot: SlotId) {
         let run = Run { first: slot, count: 1 };
         self.shift(run, State::Live, State::Free);
+        self.take_fresh(slot);
         self.counts.displaced -= 1;
         self.counts.free += 1;
         match self.small.last_mut() {
@@ -213,24 +281,37 @@ impl SlotTable {
         }
     }
 
-    /// Frees displaced slots that nobody looks at any more: those displaced at or before `limit`.
-    /// Looks at no more than about `budget` slots; answers how many it freed.
-    pub(crate) fn reclaim(&mut self, limit: Epoch, budget: u32) -> u32 {
+    /// Frees displaced slots that nobody looks at any more: those displaced at or before `unpinned`, and
+    /// of those that a record may name, only what was displaced at or before `durable` as well. Looks at
+    /// no more than about `budget` slots; answers how many it freed.
+    pub(crate) fn reclaim(&mut self, unpinned: Epoch, durable: Epoch, budget: u32) -> u32 {
         let mut freed = 0;
         while freed < budget {
-            match self.displaced.front() {
-                Some(&(epoch, run)) if epoch <= limit => {
-                    self.displaced.pop_front();
-                    self.shift(run, State::Displaced, State::Free);
-                    self.counts.displaced -= run.count;
-                    self.counts.free += run.count;
-                    self.put_free(run);
-                    freed += run.count;
-                }
-                _ => break,
-            }
+            let first = |queue: &VecDeque<(Epoch, Run)>, limit| {
+                queue.front().filter(|(epoch, _)| *epoch <= limit).map(|(_, run)| *run)
+            };
+            let run = if let Some(run) = first(&self.unnamed, unpinned) {
+                mark(Mark::FreshFreed);
+                self.unnamed.pop_front();
+                run
+            } else if let Some(run) = first(&self.displaced, unpinned.min(durable)) {
+                self.displaced.pop_front();
+                run
+            } else {
+                break;
+            };
+            self.shift(run, State::Displaced, State::Free);
+            self.counts.displaced -= run.count;
+            self.counts.free += run.count;
+            self.put_free(run);
+            freed += run.count;
         }
         freed
+    }
+
+    /// When the last slot was displaced that a record may name.
+    pub(crate) fn displaced_last(&self) -> Option<Epoch> {
+        self.displaced.back().map(|(epoch, _)| *epoch)
     }
 
     fn put_free(&mut self, run: Run) {
@@ -312,9 +393,25 @@ mod tests {
         table.take(1, &mut runs);
         table.publish(runs[0]);
         table.displace(SlotId(0), Epoch(5));
-        assert_eq!(table.reclaim(Epoch(4), 100), 0);
-        assert_eq!(table.reclaim(Epoch(5), 100), 1);
+        assert_eq!(table.reclaim(Epoch(4), Epoch::LAST, 100), 0);
+        assert_eq!(table.reclaim(Epoch(5), Epoch(4), 100), 0);
+        assert_eq!(table.reclaim(Epoch(5), Epoch(5), 100), 1);
         assert_eq!(table.counts().free, 4);
+        table.audit();
+    }
+
+    #[test]
+    fn a_slot_that_no_record_ever_named_waits_for_none() {
+        let mut table = table(4);
+        let mut runs = Vec::new();
+        table.take(3, &mut runs);
+        table.publish(runs[0]);
+        table.freshen(runs[0]);
+        assert!(!table.displace(SlotId(0), Epoch(5)));
+        table.settle(Run { first: SlotId(1), count: 1 });
+        assert!(table.displace(SlotId(1), Epoch(6)));
+        assert_eq!(table.reclaim(Epoch::LAST, Epoch(1), 100), 1);
+        assert_eq!(table.counts().displaced, 1);
         table.audit();
     }
 

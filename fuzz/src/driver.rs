@@ -572,7 +572,7 @@ impl Driver {
             self.client.model.sent(version, self.client.now());
             self.client.step();
             match self.overlay.publish(&extent, &mut runs, grant, [].into_iter()) {
-                Ok(()) => self.client.model.answered(version, self.client.now()),
+                Ok(_) => self.client.model.answered(version, self.client.now()),
                 Err(_) => self.overlay.release(&extent, &mut runs, grant),
             }
             self.client.step();

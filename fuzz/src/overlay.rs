@@ -324,7 +324,7 @@ impl Device {
             writer.predecessor.into_iter(),
         );
         match outcome {
-            Ok(()) => {
+            Ok(_) => {
                 assert!(!is_replaced, "published over somebody else's write");
                 for block in Self::slot_blocks(&extent) {
                     self.show(block, Shows::Write(writer.version));
@@ -354,6 +354,7 @@ impl Device {
                         assert!(extent.provision, "nothing is to be set aside");
                         self.release(writer);
                     }
+                    Conflict::Backlog | Conflict::Failed => unreachable!("there is no journal"),
                 }
             }
         }

@@ -236,7 +236,7 @@ fn write(shared: &Shared, device: &Arc<Device>, worker: usize) {
     device.data().pieces(offset, 4096, &mut |_| {});
     device.data().write_bytes(&[7; 4096], offset).unwrap();
     shared.with_overlay(device, |overlay| {
-        assert_eq!(overlay.publish(&extent, &mut runs, grant, [].into_iter()), Ok(()));
+        assert!(overlay.publish(&extent, &mut runs, grant, [].into_iter()).is_ok());
     });
 }
 

@@ -108,6 +108,10 @@ pub trait Excuses {
     fn storage_failed(&self, since: Moment) -> bool;
     /// Whether `blocks` more could have been too many since then.
     fn space_was_short(&self, since: Moment, blocks: u64) -> bool;
+    /// When the journal failed, if it did: nothing becomes durable any more.
+    fn journal_failed(&self) -> Option<Moment> {
+        None
+    }
 }
 
 /// What went wrong when, to excuse errors.
@@ -117,6 +121,8 @@ pub struct Faults {
     pub storage: Option<Moment>,
     /// When the data file could not grow last.
     pub growth: Option<Moment>,
+    /// When the journal failed.
+    pub journal: Option<Moment>,
     /// Moments at which more of the quota was spoken for than before or after.
     used: Vec<(Moment, u64)>,
     quota_blocks: u64,
@@ -129,6 +135,11 @@ impl Faults {
         // What this thread's last world used does not count.
         let _ = judge::take_most_used();
         Self { quota_blocks: quota_bytes / BLOCK, ..Self::default() }
+    }
+
+    /// Whoever failed has been started again.
+    pub fn recovered(&mut self) {
+        self.journal = None;
     }
 
     /// Notes how much of the quota is spoken for.
@@ -157,6 +168,10 @@ impl Excuses for Faults {
         let before = self.used.iter().rev().find(|(at, _)| *at < since).map(|(_, used)| *used);
         let most = last.max(before).unwrap_or(0);
         self.growth.is_some_and(|at| at >= since) || most + blocks > self.quota_blocks
+    }
+
+    fn journal_failed(&self) -> Option<Moment> {
+        self.journal
     }
 }
 
@@ -527,10 +542,17 @@ impl Client {
             let bytes = header.offset..header.offset + u64::from(header.length);
             model.check(bytes, data, since, now)?;
         }
+        let must_survive = header.flags & wire::CMD_FLAG_FUA != 0;
+        if header.command == wire::CMD_FLUSH && error == 0 {
+            model.flushed(since);
+        }
         if let Some(version) = asked.change {
             if error == 0 {
                 model.answered(version, now);
-            } else {
+                if must_survive {
+                    model.survives(version);
+                }
+            } else if !must_survive || excuses.journal_failed().is_none() {
                 model.refused(version)?;
             }
         }
@@ -585,9 +607,19 @@ pub fn judge_error(
     let blocks = u64::from(header.length) / BLOCK + 2;
     let changes = matches!(header.command, wire::CMD_WRITE | wire::CMD_WRITE_ZEROES);
     let failed = excuses.storage_failed(since);
+    let trims = header.command == wire::CMD_TRIM;
+    let flushes = header.command == wire::CMD_FLUSH;
+    let must_survive = header.flags & wire::CMD_FLAG_FUA != 0 && header.length > 0;
+    let durable = flushes || (must_survive && (changes || trims));
+    if error == 0 && durable && excuses.journal_failed().is_some_and(|at| at < since) {
+        let text = format!("{header:?} was acknowledged though the journal had failed");
+        return Broken::by("a failed journal acknowledges nothing", text);
+    }
+    let journal_failed = excuses.journal_failed().is_some();
     let explained = match error {
         _ if error == expected => true,
         _ if verdict.is_some() => false,
+        5 if journal_failed && (changes || trims || flushes) => true,
         5 => failed && (changes || header.command == wire::CMD_READ),
         28 => changes && (excuses.space_was_short(since, blocks) || failed),
         95 => {

@@ -211,6 +211,7 @@ impl SmallWorld {
             jumps: false,
             zeroes_percent: 0,
             probes: 0,
+            sheet: None,
         }
     }
 }

@@ -239,10 +239,11 @@ fn range(Seeds { seeds, start }: Seeds) -> std::ops::Range<u64> {
 fn summary(sweep: &Sweep) {
     let seconds = sweep.time.as_secs_f64();
     println!(
-        "{} seeds: {} failures, {} requests answered, {} steps, {seconds:.1} s, {:.0} requests and {:.0} \
-         steps per second",
+        "{} seeds: {} failures, {} crashes survived, {} requests answered, {} steps, {seconds:.1} s, {:.0} \
+         requests and {:.0} steps per second",
         sweep.seeds,
         sweep.failures.len(),
+        sweep.crashes,
         sweep.answered,
         sweep.steps,
         sweep.answered as f64 / seconds,

@@ -37,6 +37,8 @@ pub struct Change {
     effect_by: Option<Moment>,
     /// It was answered with an error: it must never show.
     refused: bool,
+    /// It was acknowledged as durable.
+    survives: bool,
 }
 
 /// All changes of a device, and what it was before them.
@@ -46,6 +48,10 @@ pub struct Model {
     template_bytes: u64,
     changes: Vec<Change>,
     by_block: Vec<Vec<usize>>,
+    /// What the device showed after the last crash; before the first, the template and zeroes.
+    initial: Option<Vec<u8>>,
+    /// Whatever had taken effect before this moment survives a crash.
+    flushed: Moment,
 }
 
 /// What lies under all changes.
@@ -97,7 +103,14 @@ impl Model {
     #[must_use]
     pub fn new(size_bytes: u64, template_bytes: u64) -> Self {
         let blocks = size_bytes.div_ceil(BLOCK) as usize;
-        Self { size_bytes, template_bytes, changes: Vec::new(), by_block: vec![Vec::new(); blocks] }
+        Self {
+            size_bytes,
+            template_bytes,
+            changes: Vec::new(),
+            by_block: vec![Vec::new(); blocks],
+            initial: None,
+            flushed: 0,
+        }
     }
 
     /// The moments its state depends on.
@@ -123,7 +136,8 @@ impl Model {
             }
         }
         let (sent_at, effect_by) = (None, None);
-        self.changes.push(Change { bytes, content, sent_at, effect_by, refused: false });
+        let (refused, survives) = (false, false);
+        self.changes.push(Change { bytes, content, sent_at, effect_by, refused, survives });
         version
     }
 
@@ -182,6 +196,65 @@ impl Model {
         Ok(())
     }
 
+    /// A FLUSH that was issued at this moment was answered with success.
+    pub fn flushed(&mut self, issued: Moment) {
+        self.flushed = self.flushed.max(issued);
+    }
+
+    /// A change was acknowledged as durable. What comes before it in the journal is, too.
+    pub fn survives(&mut self, version: usize) {
+        let change = &mut self.changes[version];
+        change.survives = true;
+        self.flushed = self.flushed.max(change.sent_at.expect("it was answered"));
+    }
+
+    /// After a crash the whole device shows `data`: as it was after some change, none of those missing
+    /// that must survive. From now on, this is what it is.
+    pub fn recovered(&mut self, data: &[u8], now: Moment) -> Result<(), Broken> {
+        let lost = |broken: Broken| Broken {
+            check: "a crash leaves a prefix",
+            text: format!("after a crash, {}", broken.text),
+        };
+        let shown = self.check_survived(data, self.flushed, now).map_err(lost)?;
+        self.check_one_moment(&shown).map_err(lost)?;
+        // Whatever had taken effect before something was sent that survived has survived as well.
+        let versions = shown.iter().map(|one| one.version).filter(|version| *version != INITIAL);
+        let sent = versions.filter_map(|version| self.changes[version].sent_at).max();
+        self.check_survived(data, self.flushed.max(sent.unwrap_or(0)), now).map_err(lost)?;
+        self.initial = Some(data.to_vec());
+        self.by_block.iter_mut().for_each(Vec::clear);
+        self.flushed = 0;
+        Ok(())
+    }
+
+    /// Whether all that had taken effect before a moment shows, or what came after it.
+    fn check_survived(
+        &self,
+        data: &[u8],
+        moment: Moment,
+        now: Moment,
+    ) -> Result<Vec<Shown>, Broken> {
+        let mut shown = Vec::new();
+        for start in (0..self.size_bytes).step_by(BLOCK as usize) {
+            for run in self.runs(start..self.size_bytes.min(start + BLOCK)) {
+                let data = &data[run.start as usize..run.end as usize];
+                self.check_run(run.clone(), data, moment, now, &mut shown)?;
+                let older = |version: usize| {
+                    let survivors =
+                        self.covering(&run).filter(|other| self.changes[*other].survives);
+                    survivors.into_iter().any(|other| self.is_before(version, other))
+                };
+                if let Some(Shown { version, .. }) = shown.last().filter(|last| last.bytes == run)
+                    && older(*version)
+                {
+                    let text = format!("bytes {run:?} show version {}", *version as i64);
+                    return Broken::by("a crash leaves a prefix", text);
+                }
+            }
+        }
+        Ok(shown)
+    }
+
     /// Splits a part of a block where any change begins or ends.
     fn runs(&self, bytes: Range<u64>) -> Vec<Range<u64>> {
         let mut cuts = vec![bytes.start, bytes.end, self.template_bytes];
@@ -207,6 +280,10 @@ impl Model {
 
     /// The bytes of a version, from a position on, over zeroes.
     fn fill(&self, version: usize, position: u64, bytes: &mut [u8]) {
+        if let Some(initial) = self.initial.as_ref().filter(|_| version == INITIAL) {
+            bytes.copy_from_slice(&initial[position as usize..position as usize + bytes.len()]);
+            return;
+        }
         if version == INITIAL {
             let there = self.template_bytes.saturating_sub(position).min(bytes.len() as u64);
             return fill_template(position, &mut bytes[..there as usize]);

@@ -19,6 +19,8 @@ pub struct Report {
     pub steps: u64,
     /// Requests answered.
     pub answered: u64,
+    /// Crashes survived.
+    pub crashes: u64,
 }
 
 /// What kind of mistake was found.
@@ -128,6 +130,7 @@ fn run_world(
             hash: world.trace.hash(),
             steps: world.steps(),
             answered: world.answered(),
+            crashes: world.crashed(),
         }),
         Ok(Err((kind, broken))) => Err((kind, broken.check.to_owned(), broken.text)),
         // The place of the assertion is its name; the line would change with every edit.
@@ -168,12 +171,19 @@ fn live(world: &mut World) -> Result<(), (FailureKind, Broken)> {
     let stuck = |broken| (FailureKind::Stuck, broken);
     let mut probes = world.swarm.probes;
     let mut probe_at = world.draw_steps();
+    let mut crashes = world.crashes();
+    let mut crash_at = if crashes > 0 { world.draw_steps() } else { 0 };
     // Safety: faults are on.
     while !world.is_spent() && world.steps() < FAULTY_STEPS_MAX {
         if probes > 0 && world.steps() >= probe_at {
             probes -= 1;
             probe_at = world.steps() + world.draw_steps();
             world.probe().map_err(stuck)?;
+        }
+        if crashes > 0 && world.steps() >= crash_at {
+            crashes -= 1;
+            crash_at = world.steps() + world.draw_steps();
+            world.crash(true).map_err(wrong)?;
         }
         if !world.step().map_err(wrong)? {
             break;
@@ -193,7 +203,11 @@ fn live(world: &mut World) -> Result<(), (FailureKind, Broken)> {
             return Err((FailureKind::Stuck, Broken { check, text }));
         }
     }
-    world.check_end().map_err(wrong)
+    world.check_end().map_err(wrong)?;
+    if world.crashes() > 0 {
+        world.crash(false).map_err(wrong)?;
+    }
+    Ok(())
 }
 
 fn live_small(

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use glassine_core::Limits;
+use glassine_core::{JournalLimits, Limits};
 
 use crate::choice::{Lane, Tape};
 
@@ -56,6 +56,46 @@ pub struct Swarm {
     pub zeroes_percent: u64,
     /// How often one connection is to be served while something else stands still.
     pub probes: u64,
+    /// What keeps what was flushed; nothing for an ephemeral device.
+    pub sheet: Option<Sheet>,
+}
+
+/// The journal of a device, and what happens to it.
+#[derive(Debug, Clone)]
+pub struct Sheet {
+    /// Its bounds.
+    pub limits: JournalLimits,
+    /// Size of each segment.
+    pub segment_bytes: u64,
+    /// Crashes of the whole run.
+    pub crashes: u64,
+    /// Tasks in a thousand that fail.
+    pub fault_per_1000: u64,
+    /// Whether bytes change on the medium, for recovery to find.
+    pub rots: bool,
+}
+
+impl Sheet {
+    /// Draws one, or none.
+    pub fn draw(tape: &mut Tape, limits: &Limits) -> Option<Self> {
+        const LANE: Lane = Lane::Swarm;
+        if !tape.chance(LANE, 70) {
+            return None;
+        }
+        let publish = JournalLimits::publish_entries_max(limits.payload_bytes_max);
+        Some(Self {
+            limits: JournalLimits {
+                queue_entries_max: publish + *tape.pick(LANE, &[0, 20, 1000]),
+                fresh_slots_max: *tape.pick(LANE, &[2000, 1, 20, 100]),
+                limbo_slots_max: *tape.pick(LANE, &[1000, 1, 10]),
+                section_entries: *tape.pick(LANE, &[1020, 1, 7]),
+            },
+            segment_bytes: *tape.pick(LANE, &[64 << 10, 32 << 10, 256 << 10]),
+            crashes: *tape.pick(LANE, &[0, 1, 1, 2, 3, 5]),
+            fault_per_1000: *tape.pick(LANE, &[0, 0, 0, 3, 20]),
+            rots: tape.chance(LANE, 20),
+        })
+    }
 }
 
 impl Swarm {
@@ -114,6 +154,7 @@ impl Swarm {
             jumps: tape.chance(LANE, 10) && faults,
             probes: tape.draw(LANE, 3),
             zeroes_percent: *tape.pick(LANE, &[0, 0, 10, 50]),
+            sheet: None,
         }
     }
 }

@@ -35,6 +35,8 @@ pub struct Sweep {
     pub answered: u64,
     /// Steps taken.
     pub steps: u64,
+    /// Crashes survived.
+    pub crashes: u64,
     /// How long it took.
     pub time: Duration,
     /// Seeds that failed, and how.
@@ -66,6 +68,7 @@ impl Sweep {
             Ok(report) => {
                 self.answered += report.answered;
                 self.steps += report.steps;
+                self.crashes += report.crashes;
             }
             Err(failure) => {
                 self.failures.insert(seed, failure);

@@ -4,6 +4,7 @@
 //! kernel copies a few into a slot, a session advances, a template read fails. Operations land piece
 //! by piece, so that other sessions run in their middle; the core must not care.
 
+mod crash;
 mod driver;
 mod files;
 mod kernel;
@@ -13,6 +14,7 @@ mod small;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use glassine_core::journal::Task;
 use glassine_core::outbox::SendPiece;
 use glassine_core::overlay::SessionKey;
 use glassine_core::pin::PinCell;
@@ -27,9 +29,10 @@ use glassine_core::{
 use crate::broken::Broken;
 use crate::choice::{Lane, Tape};
 use crate::client::{Client, Faults, Noticed, View};
+use crate::disk::{Disk, DiskFile};
 use crate::model::{Model, Moment, fill_template};
 use crate::net::Pipe;
-use crate::swarm::Swarm;
+use crate::swarm::{Sheet, Swarm};
 use crate::trace::{Event, Trace};
 
 const BLOCK: usize = 4096;
@@ -46,8 +49,8 @@ pub struct World {
     pub model: Model,
     overlay: Overlay,
     catalog: Arc<Catalog>,
-    /// The data file.
-    data: Vec<u8>,
+    /// The data file, and those of the journal.
+    disk: Disk,
     /// Bytes of the template that were made available are 1.
     available: Vec<u8>,
     connections: Vec<Connection>,
@@ -65,6 +68,8 @@ pub struct World {
     spoils: bool,
     /// Requests answered by connections that are gone.
     answered: u64,
+    /// Crashes so far.
+    crashed: u64,
 }
 
 /// What may go wrong at the moment.
@@ -173,6 +178,7 @@ enum Kind {
     Fetch { id: RequestId, offset: u64, length: u64, cancelled: bool },
     Load,
     Grow { slots: u32 },
+    Task { task: Option<Task>, done: usize },
     Wake,
 }
 
@@ -219,9 +225,14 @@ impl World {
     /// A world as the tape draws it.
     #[must_use]
     pub fn new(mut tape: Tape, trace: Trace) -> Self {
-        let swarm = Swarm::draw(&mut tape);
+        let mut swarm = Swarm::draw(&mut tape);
         let read_only = tape.chance(Lane::Swarm, 4);
+        swarm.sheet = Sheet::draw(&mut tape, &swarm.limits);
+        let sheet = swarm.sheet.clone();
         let mut world = Self::made(tape, trace, swarm, read_only);
+        if let Some(sheet) = sheet {
+            world.make_sheet(&sheet);
+        }
         for _ in 0..world.swarm.connections {
             world.connect();
         }
@@ -236,12 +247,7 @@ impl World {
             size_bytes: swarm.size_bytes,
             read_only,
         };
-        let overlay = Overlay::new(OverlayConfig {
-            size_bytes: swarm.size_bytes,
-            template_bytes: swarm.template_bytes,
-            quota_bytes: swarm.quota_bytes,
-            growth_slots_min: swarm.growth_slots_min,
-        });
+        let overlay = Overlay::new(overlay_config(&swarm));
         Self {
             model: Model::new(swarm.size_bytes, swarm.template_bytes),
             available: vec![0; swarm.template_bytes as usize],
@@ -252,7 +258,7 @@ impl World {
             tape,
             trace,
             overlay,
-            data: Vec::new(),
+            disk: Disk::new(false),
             connections: Vec::new(),
             operations: Vec::new(),
             step: 1,
@@ -263,6 +269,7 @@ impl World {
             slot_states: Vec::new(),
             spoils: false,
             answered: 0,
+            crashed: 0,
         }
     }
 
@@ -303,6 +310,10 @@ impl World {
     /// Whether nothing fails and nothing is late at the moment.
     fn is_calm(&self) -> bool {
         self.mood != Mood::Faulty
+    }
+
+    fn overlay_config(&self) -> OverlayConfig {
+        overlay_config(&self.swarm)
     }
 
     fn connect(&mut self) {
@@ -466,6 +477,12 @@ impl World {
         if self.swarm.jumps && self.tape.draw(Lane::Schedule, 3000) == 2999 {
             self.time = Instant(self.time.0 + 30_000_000_000);
         }
+        if self.swarm.sheet.is_some() && self.tape.draw(Lane::Schedule, 1000) == 999 {
+            // As a driver does now and then, where nobody flushes.
+            self.overlay.flush();
+            self.note("flush-all", 0, [0; 4]);
+            self.after_overlay();
+        }
         if self.swarm.reset_per_10k == 0 || self.connections.is_empty() {
             return;
         }
@@ -589,8 +606,11 @@ impl World {
     fn may_operate(&self, operation: &Operation) -> bool {
         let Mood::Probing(Probe { key, still }) = self.mood else { return true };
         match still {
-            // The data file is everybody's.
-            Still::Others => operation.key == key || matches!(operation.kind, Kind::Grow { .. }),
+            // The data file is everybody's, and so is the journal.
+            Still::Others => {
+                let shared = matches!(operation.kind, Kind::Grow { .. } | Kind::Task { .. });
+                operation.key == key || shared
+            }
             Still::Fetches { before } => {
                 let is_fetch = matches!(operation.kind, Kind::Fetch { .. });
                 !(is_fetch && operation.key == key && operation.serial < before)
@@ -667,7 +687,9 @@ impl World {
     /// Nothing is left: no pin, no reservation, no slot unaccounted for, and the device reads as it
     /// must.
     pub fn check_end(&mut self) -> Result<(), Broken> {
-        while self.overlay.counts().displaced > 0 {
+        self.flush_all();
+        // What a failed journal may still name is never used again.
+        while self.overlay.counts().displaced > 0 && !self.overlay.has_failed() {
             let before = self.overlay.counts();
             self.overlay.reclaim();
             if self.overlay.counts() == before {
@@ -683,6 +705,18 @@ impl World {
             let charged = self.overlay.charged();
             return Broken::by("leak", format!("at the end: {counts:?}, {charged} blocks charged"));
         }
+        let content = self.content()?;
+        self.trace.note_bytes(&content);
+        let step = self.step + 1;
+        let whole = 0..self.swarm.size_bytes;
+        self.model.check(whole, &content, step, step).map_err(|broken| Broken {
+            check: broken.check,
+            text: format!("at the end: {}", broken.text),
+        })
+    }
+
+    /// All that the device shows.
+    fn content(&mut self) -> Result<Vec<u8>, Broken> {
         let mut content = vec![0; self.swarm.size_bytes as usize];
         let mut segments = Vec::new();
         self.overlay.resolve(0..self.swarm.size_bytes, &mut |segment| segments.push(segment));
@@ -692,13 +726,7 @@ impl World {
             self.read(0, segment.source, &mut content[at..end])?;
             at = end;
         }
-        self.trace.note_bytes(&content);
-        let step = self.step + 1;
-        let whole = 0..self.swarm.size_bytes;
-        self.model.check(whole, &content, step, step).map_err(|broken| Broken {
-            check: broken.check,
-            text: format!("at the end: {}", broken.text),
-        })
+        Ok(content)
     }
 
     /// What is not over, in words.
@@ -729,6 +757,15 @@ impl World {
             self.operations.len(),
             self.overlay.counts()
         )
+    }
+}
+
+fn overlay_config(swarm: &Swarm) -> OverlayConfig {
+    OverlayConfig {
+        size_bytes: swarm.size_bytes,
+        template_bytes: swarm.template_bytes,
+        quota_bytes: swarm.quota_bytes,
+        growth_slots_min: swarm.growth_slots_min,
     }
 }
 

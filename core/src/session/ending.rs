@@ -85,9 +85,10 @@ impl Session {
         if request.command == Command::Read && request.outstanding > 0 {
             self.outputs.push_back(Output::CancelFetch { id });
         }
-        for queue in [&mut self.admit, &mut self.publish, &mut self.resolve] {
+        for queue in [&mut self.admit, &mut self.publish, &mut self.resolve, &mut self.flush] {
             queue.retain(|other| *other != index);
         }
+        self.durable.retain(|(other, _)| *other != index);
         self.drop_if_idle(index);
     }
 

@@ -1,7 +1,7 @@
 //! The life of a request, from its slots to its reply.
 //!
-//! A WRITE: admitted, stored and merged, published, answered. A READ: resolved, perhaps fetched and
-//! resolved again, sent.
+//! A WRITE: admitted, stored and merged, published; answered when it is visible, or durable if it has FUA.
+//! A READ: resolved, perhaps fetched and resolved again, sent. A FLUSH: answered when all is durable.
 
 use super::*;
 
@@ -57,7 +57,11 @@ impl Session {
         }
         let request = self.table.get(index);
         if request.command == Command::Zero && request.is_filled() {
-            self.publish(index, overlay);
+            if self.backlogged {
+                self.publish.push_back(index);
+            } else {
+                self.publish(index, overlay);
+            }
         }
     }
 
@@ -133,22 +137,30 @@ impl Session {
         let mut runs = core::mem::take(&mut request.runs);
         let outcome = if request.error.is_some() && !planted(Bug::HalfCopyKept) {
             overlay.release(&request.extent, &mut runs, grant);
-            Ok(())
+            Ok(None)
         } else {
-            overlay.publish(&request.extent, &mut runs, grant, request.predecessors())
+            overlay.publish(&request.extent, &mut runs, grant, request.predecessors()).map(Some)
         };
         request.runs = runs;
-        match outcome {
-            Ok(()) => {}
+        let visible = match outcome {
+            Ok(visible) => visible,
             Err(Conflict::Short) => {
                 overlay.release(&request.extent, &mut request.runs, grant);
                 request.grant = None;
                 self.admit.push_back(index);
                 return;
             }
-            Err(Conflict::NoSpace) => {
-                request.error = Some(Errno::NoSpace);
+            Err(Conflict::Backlog) => {
+                overlay.wait_for_journal(self.key);
+                self.backlogged = true;
+                self.publish.push_front(index);
+                return;
+            }
+            Err(conflict @ (Conflict::NoSpace | Conflict::Failed)) => {
+                let is_full = conflict == Conflict::NoSpace;
+                request.error = Some(if is_full { Errno::NoSpace } else { Errno::Io });
                 overlay.release(&request.extent, &mut request.runs, grant);
+                None
             }
             Err(Conflict::Replaced(_)) => {
                 // Another client wrote its part of the block meanwhile. Both must win.
@@ -160,9 +172,44 @@ impl Session {
                 }
                 return;
             }
-        }
+        };
         self.table.get_mut(index).grant = None;
         self.unpin_edges(index);
+        match visible {
+            Some(visible) if self.table.get(index).fua && !planted(Bug::FuaIgnored) => {
+                self.await_durable(index, visible, overlay);
+            }
+            _ => self.answer(index),
+        }
+    }
+
+    /// A request is answered when everything up to a moment is durable.
+    pub(super) fn await_durable(&mut self, index: u16, visible: Visible, overlay: &mut Overlay) {
+        // Whatever came before it waits for less; so it is asked for now, and answered in its turn.
+        if overlay.durable(visible, self.key) == Ok(None) {
+            mark(Mark::FlushWaited);
+        }
+        self.durable.push_back((index, visible));
+        self.answer_durable(overlay);
+    }
+
+    /// Answers what waited for something that is durable by now, or never will be.
+    pub(super) fn answer_durable(&mut self, overlay: &mut Overlay) {
+        while let Some((index, visible)) = self.durable.front().copied() {
+            match overlay.durable(visible, self.key) {
+                Ok(None) => return,
+                Ok(Some(proof)) => self.acknowledge(index, proof),
+                Err(error) => {
+                    self.table.get_mut(index).error = Some(error);
+                    self.answer(index);
+                }
+            }
+            self.durable.pop_front();
+        }
+    }
+
+    /// Tells a client that something survives whatever happens: not without the proof.
+    fn acknowledge(&mut self, index: u16, _: Durable) {
         self.answer(index);
     }
 

@@ -163,7 +163,7 @@ impl Session {
                 header.offset..header.offset + length
             }
             // No range is meant, or none that was checked: FLUSH may come with any offset.
-            Ok(Command::Plain) | Err(_) => 0..0,
+            Ok(Command::Plain | Command::Flush) | Err(_) => 0..0,
         };
         let command = verdict.unwrap_or(Command::Plain);
         let index = self.table.add(command, header.cookie, bytes);
@@ -179,7 +179,9 @@ impl Session {
             return;
         }
         let request = self.table.get_mut(index);
+        request.fua = header.flags & wire::CMD_FLAG_FUA != 0;
         match command {
+            Command::Flush => self.flush.push_back(index),
             Command::Plain => {
                 if header.command == wire::CMD_CACHE && length > 0 {
                     let offset = header.offset;
@@ -305,7 +307,8 @@ fn judge(
         wire::CMD_WRITE => (Command::Write, 0),
         wire::CMD_TRIM => (Command::Zero, 0),
         wire::CMD_WRITE_ZEROES => (Command::Zero, zero_flags),
-        wire::CMD_FLUSH | wire::CMD_CACHE => (Command::Plain, 0),
+        wire::CMD_FLUSH => (Command::Flush, 0),
+        wire::CMD_CACHE => (Command::Plain, 0),
         _ => return Err(Errno::Invalid),
     };
     // R4: FUA is accepted on every command, since SEND_FUA is always set.
@@ -323,7 +326,7 @@ fn judge(
     }
     if header.command == wire::CMD_FLUSH {
         // FLUSH covers no range; what a client puts there has no meaning.
-        return Ok(Command::Plain);
+        return Ok(command);
     }
     let end = header.offset.checked_add(u64::from(header.length));
     let wrapped = header.offset.wrapping_add(u64::from(header.length));

@@ -1,5 +1,7 @@
 //! What a driver does: clients at one end, the session's outputs at the other.
 
+use glassine_core::journal::Action;
+
 use super::*;
 
 impl World {
@@ -81,7 +83,22 @@ impl World {
         if let Some(slots) = self.overlay.poll_growth() {
             self.add(0, Kind::Grow { slots });
         }
-        for key in self.overlay.take_waiting() {
+        while let Some(task) = self.overlay.poll_task() {
+            let serial = self.next_serial;
+            let (what, place) = match &task.action {
+                Action::SyncData => ("sync-data", [serial, 0, 0, 0]),
+                Action::Write { offset, bytes, .. } => {
+                    ("write-journal", [serial, *offset, bytes.len() as u64, 0])
+                }
+                Action::Sync { .. } => ("sync-journal", [serial, 0, 0, 0]),
+            };
+            self.note(what, 0, place);
+            self.add(0, Kind::Task { task: Some(task), done: 0 });
+        }
+        let waiting = self.overlay.take_waiting();
+        let woken = std::iter::from_fn(|| self.overlay.poll_woken());
+        let woken: Vec<_> = waiting.into_iter().chain(woken).collect();
+        for key in woken {
             self.add(key.0, Kind::Wake);
         }
     }

@@ -29,6 +29,20 @@ impl World {
                 }
                 return Ok(());
             }
+            Kind::Task { task, done } => {
+                let goes_on = task.take().expect("it is handed back once");
+                let Some(result) = self.perform_task(&goes_on, done) else {
+                    *task = Some(goes_on);
+                    self.operations.push(operation);
+                    return Ok(());
+                };
+                let what = if result.is_ok() { "task-done" } else { "task-failed" };
+                self.ends(what, key, serial);
+                self.note(what, 0, [serial, 0, 0, 0]);
+                self.overlay.finished(goes_on, result);
+                self.after_overlay();
+                return Ok(());
+            }
             _ => {}
         }
         let index = index.expect("a session outlives its operations");
@@ -68,7 +82,7 @@ impl World {
                     return Ok(());
                 }
             }
-            Kind::Grow { .. } | Kind::Wake => unreachable!("done above"),
+            Kind::Grow { .. } | Kind::Task { .. } | Kind::Wake => unreachable!("done above"),
         };
         self.ends(what, key, serial);
         self.tell(index, what, input);
@@ -87,7 +101,7 @@ impl World {
             self.faults.growth = Some(self.step);
         } else {
             // What a slot held in its last life is still there: anything but zeroes.
-            self.data.resize(self.data.len() + slots as usize * BLOCK, 0xa5);
+            self.disk.grow(DiskFile::Data, slots as usize * BLOCK, 0xa5);
         }
         self.overlay.grown(!fails);
         self.note("grown", 0, [u64::from(slots), u64::from(fails), 0, 0]);

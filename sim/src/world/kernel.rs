@@ -13,7 +13,7 @@ impl World {
                 return Broken::by("only private slots are written", text);
             }
         }
-        self.data[offset as usize..end as usize].copy_from_slice(bytes);
+        self.disk.write(DiskFile::Data, offset, bytes);
         self.touches("writes", key, offset, bytes.len() as u64);
         Ok(())
     }
@@ -43,7 +43,7 @@ impl World {
                         return Broken::by("only live or displaced slots are read", text);
                     }
                 }
-                bytes.copy_from_slice(&self.data[range]);
+                bytes.copy_from_slice(&self.disk.bytes(DiskFile::Data)[range]);
             }
             Source::Template { offset } => {
                 let end = offset + bytes.len() as u64;

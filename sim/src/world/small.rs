@@ -67,7 +67,7 @@ impl World {
         let build = FixedState::with_seed(0);
         let mut state = build.build_hasher();
         self.overlay.hash(&mut state);
-        state.write(&self.data);
+        self.disk.hash(&mut state);
         self.available.hash(&mut state);
         self.model.hash_state(&rank, &mut state);
         for one in &self.connections {

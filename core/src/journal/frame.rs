@@ -1,0 +1,400 @@
+//! The frame: the unit of the journal and of a checkpoint, and the codec of both. Drawn in
+//! `docs/formats.md`.
+//!
+//! A frame is a header and entries, padded to a multiple of 4 KiB, under one checksum: it is there as a
+//! whole or not at all. An entry says what a run of blocks is; the entries of a frame touch no block
+//! twice in a checkpoint, and take effect in order in a record.
+
+use alloc::vec::Vec;
+use core::fmt;
+use core::ops::Range;
+
+use crc::{CRC_32_ISCSI, Crc, Table};
+
+use crate::judge::{Bug, planted};
+use crate::limits::{BLOCK_BYTES, DEVICE_BYTES_MAX};
+use crate::map::{SLOTS_MAX, Uniform};
+use crate::slot::{Run, SlotId};
+
+/// CRC-32C, sixteen bytes at a time.
+pub(crate) const CRC: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&CRC_32_ISCSI);
+
+/// The little-endian number at `at`.
+pub(crate) fn le32(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
+}
+
+/// The little-endian number at `at`.
+pub(crate) fn le64(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
+}
+
+/// The frame's length is a multiple of this.
+pub const PAGE_BYTES: usize = 4096;
+/// No frame is longer. So looking for a record behind damage takes no longer than this for each page.
+pub const FRAME_BYTES_MAX: usize = 1 << 20;
+/// Bytes of a frame before its entries.
+pub const HEADER_BYTES: usize = 64;
+/// Bytes of an entry.
+pub const ENTRY_BYTES: usize = 16;
+/// The version of frames and of the superblock that this code writes, and the only one it reads.
+pub const VERSION: u16 = 1;
+
+const MAGIC: [u8; 4] = *b"GLSF";
+const CRC_AT: Range<usize> = 44..48;
+const RESERVED: Range<usize> = 48..64;
+
+/// What a run of blocks is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Content {
+    /// In slots side by side, from this one on.
+    Slots(SlotId),
+    /// Zero.
+    Zero,
+    /// Zero, with space set aside.
+    ZeroProvisioned,
+}
+
+/// One entry of a frame: what a run of blocks is from now on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Entry {
+    /// The first block.
+    pub block: u64,
+    /// How many blocks; never zero.
+    pub count: u64,
+    /// What they are.
+    pub content: Content,
+}
+
+impl Entry {
+    /// The blocks.
+    #[must_use]
+    pub fn blocks(&self) -> Range<u64> {
+        self.block..self.block + self.count
+    }
+
+    /// The slots, if that is what they are in.
+    #[must_use]
+    pub fn run(&self) -> Option<Run> {
+        let Content::Slots(first) = self.content else { return None };
+        let count = u32::try_from(self.count).expect("checked when it was made");
+        Some(Run { first, count })
+    }
+
+    /// What else they all are.
+    #[must_use]
+    pub fn uniform(&self) -> Option<Uniform> {
+        match self.content {
+            Content::Slots(_) => None,
+            Content::Zero => Some(Uniform::Zero),
+            Content::ZeroProvisioned => Some(Uniform::ZeroProvisioned),
+        }
+    }
+
+    fn encode(&self) -> [u8; ENTRY_BYTES] {
+        let (kind, low) = match self.content {
+            Content::Slots(first) => (1u64, u64::from(first.0) | self.count << 32),
+            Content::Zero => (2, self.count),
+            Content::ZeroProvisioned => (3, self.count),
+        };
+        let mut bytes = [0; ENTRY_BYTES];
+        bytes[..8].copy_from_slice(&(self.block | kind << 40).to_le_bytes());
+        bytes[8..].copy_from_slice(&low.to_le_bytes());
+        bytes
+    }
+
+    fn parse(bytes: &[u8]) -> Result<Self, FrameError> {
+        let (first, second) = (le64(bytes, 0), le64(bytes, 8));
+        let block = first & ((1 << 40) - 1);
+        let (count, content) = match first >> 40 {
+            1 => (second >> 32, Content::Slots(SlotId(second as u32))),
+            2 => (second, Content::Zero),
+            3 => (second, Content::ZeroProvisioned),
+            _ => return Err(FrameError::Kind),
+        };
+        let last_slot = match content {
+            Content::Slots(slot) => u64::from(slot.0) + count,
+            Content::Zero | Content::ZeroProvisioned => 0,
+        };
+        const BLOCKS_MAX: u64 = DEVICE_BYTES_MAX / BLOCK_BYTES as u64;
+        if count == 0 || count > BLOCKS_MAX - block.min(BLOCKS_MAX) || last_slot > SLOTS_MAX.into()
+        {
+            return Err(FrameError::Range);
+        }
+        Ok(Self { block, count, content })
+    }
+}
+
+/// What a frame is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum FrameKind {
+    /// Edits of the map, in a journal segment.
+    Record = 1,
+    /// A part of a checkpoint.
+    Section = 2,
+    /// The last part of a checkpoint.
+    LastSection = 3,
+}
+
+/// Where a frame belongs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct FrameHeader {
+    /// What it is for.
+    pub kind: FrameKind,
+    /// The sheet it is of.
+    pub sheet: u64,
+    /// The life of the segment, or the checkpoint, it is in.
+    pub generation: u64,
+    /// Its position: among all records of the sheet, or in its checkpoint.
+    pub number: u64,
+    /// The checksum of the frame before it.
+    pub chain: u32,
+}
+
+/// Why bytes are no frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FrameError {
+    /// There are fewer bytes than a frame has, or than this one says it has.
+    Short,
+    /// It does not begin like a frame.
+    Magic,
+    /// It is of a version that this program does not know.
+    Version(u16),
+    /// It, or an entry, is of a kind that does not exist.
+    Kind,
+    /// Its length is not what its entries need, or more than a frame has.
+    Length,
+    /// Bytes that must be zero are not.
+    Reserved,
+    /// Its checksum does not fit its bytes.
+    Checksum,
+    /// An entry's blocks or slots are none, or beyond what there can be.
+    Range,
+}
+
+impl fmt::Display for FrameError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Short => "it is cut short",
+            Self::Magic => "it does not begin like a frame",
+            Self::Version(version) => return write!(f, "it is of the unknown version {version}"),
+            Self::Kind => "its kind is unknown",
+            Self::Length => "its length does not fit its entries",
+            Self::Reserved => "bytes that must be zero are not",
+            Self::Checksum => "its checksum does not fit",
+            Self::Range => "an entry is out of range",
+        })
+    }
+}
+
+/// Bytes of a frame with so many entries.
+#[must_use]
+pub const fn frame_bytes(entries: usize) -> usize {
+    (HEADER_BYTES + entries * ENTRY_BYTES).next_multiple_of(PAGE_BYTES)
+}
+
+/// A frame that is being put together. Its bytes are those of the finished frame but for the header.
+#[derive(Debug, Default, Hash)]
+pub struct FrameBuffer {
+    bytes: Vec<u8>,
+}
+
+impl FrameBuffer {
+    /// An empty one that uses the memory of old bytes.
+    #[must_use]
+    pub fn reusing(mut bytes: Vec<u8>) -> Self {
+        bytes.clear();
+        Self { bytes }
+    }
+
+    /// How many entries it has.
+    #[must_use]
+    pub fn entries(&self) -> usize {
+        self.bytes.len().saturating_sub(HEADER_BYTES) / ENTRY_BYTES
+    }
+
+    /// Appends an entry.
+    pub fn push(&mut self, entry: &Entry) {
+        if self.bytes.is_empty() {
+            self.bytes.resize(HEADER_BYTES, 0);
+        }
+        self.bytes.extend_from_slice(&entry.encode());
+    }
+
+    /// See [`Bug::OrderSwapped`].
+    pub(crate) fn rotate_last(&mut self, entries: usize, before: usize) {
+        let end = self.bytes.len();
+        let middle = end - entries * ENTRY_BYTES;
+        self.bytes[middle - before * ENTRY_BYTES..end].rotate_right(entries * ENTRY_BYTES);
+    }
+
+    /// Its entries.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Entry> {
+        let entries = self.bytes.get(HEADER_BYTES..).unwrap_or_default();
+        let entries = entries.chunks_exact(ENTRY_BYTES);
+        entries.map(|bytes| Entry::parse(bytes).expect("it was encoded here"))
+    }
+
+    /// The finished frame, and its checksum.
+    #[must_use]
+    pub fn finish(self, header: &FrameHeader) -> (Vec<u8>, u32) {
+        let entries = self.entries();
+        let mut bytes = self.bytes;
+        let length = frame_bytes(entries);
+        bytes.resize(length, 0);
+        bytes[..4].copy_from_slice(&MAGIC);
+        bytes[4..6].copy_from_slice(&VERSION.to_le_bytes());
+        bytes[6] = header.kind as u8;
+        let [length, entries] = [length, entries].map(|count| (count as u32).to_le_bytes());
+        bytes[8..12].copy_from_slice(&length);
+        bytes[12..16].copy_from_slice(&entries);
+        bytes[16..24].copy_from_slice(&header.sheet.to_le_bytes());
+        bytes[24..32].copy_from_slice(&header.generation.to_le_bytes());
+        bytes[32..40].copy_from_slice(&header.number.to_le_bytes());
+        bytes[40..44].copy_from_slice(&header.chain.to_le_bytes());
+        let checksum = checksum(&bytes);
+        bytes[CRC_AT].copy_from_slice(&checksum.to_le_bytes());
+        (bytes, checksum)
+    }
+}
+
+/// The checksum of a frame: of all its bytes, those of the checksum taken as zero.
+fn checksum(bytes: &[u8]) -> u32 {
+    let mut digest = CRC.digest();
+    digest.update(&bytes[..CRC_AT.start]);
+    digest.update(&[0; 4]);
+    digest.update(&bytes[CRC_AT.end..]);
+    digest.finalize()
+}
+
+/// A frame that was read and found whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Frame<'a> {
+    /// Where it belongs.
+    pub header: FrameHeader,
+    /// All of its bytes.
+    pub bytes: &'a [u8],
+    /// Its checksum.
+    pub checksum: u32,
+}
+
+impl<'a> Frame<'a> {
+    /// The frame at the beginning of `bytes`. Looks at no more than the frame, and copies nothing.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, FrameError> {
+        let Some(page) = bytes.get(..PAGE_BYTES) else { return Err(FrameError::Short) };
+        if page[..4] != MAGIC {
+            return Err(FrameError::Magic);
+        }
+        let version = u16::from_le_bytes([page[4], page[5]]);
+        if version != VERSION {
+            return Err(FrameError::Version(version));
+        }
+        let kind = match page[6] {
+            1 => FrameKind::Record,
+            2 => FrameKind::Section,
+            3 => FrameKind::LastSection,
+            _ => return Err(FrameError::Kind),
+        };
+        if page[7] != 0 || page[RESERVED].iter().any(|byte| *byte != 0) {
+            return Err(FrameError::Reserved);
+        }
+        let (length, entries) = (le32(page, 8) as usize, le32(page, 12) as usize);
+        // The product stays far from 64 bits.
+        let needed = (HEADER_BYTES as u64 + entries as u64 * ENTRY_BYTES as u64)
+            .next_multiple_of(PAGE_BYTES as u64);
+        if length as u64 != needed || length > FRAME_BYTES_MAX {
+            return Err(FrameError::Length);
+        }
+        let Some(bytes) = bytes.get(..length) else { return Err(FrameError::Short) };
+        let found = le32(bytes, CRC_AT.start);
+        if found != checksum(bytes) && !planted(Bug::TornTailAccepted) {
+            return Err(FrameError::Checksum);
+        }
+        let header = FrameHeader {
+            kind,
+            sheet: le64(bytes, 16),
+            generation: le64(bytes, 24),
+            number: le64(bytes, 32),
+            chain: le32(bytes, 40),
+        };
+        Ok(Self { header, bytes, checksum: found })
+    }
+
+    /// Its entries, each checked by itself.
+    pub fn entries(&self) -> impl Iterator<Item = Result<Entry, FrameError>> + use<'a> {
+        let count = le32(self.bytes, 12) as usize;
+        let entries = &self.bytes[HEADER_BYTES..HEADER_BYTES + count * ENTRY_BYTES];
+        entries.chunks_exact(ENTRY_BYTES).map(Entry::parse)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec::Vec;
+
+    const HEADER: FrameHeader =
+        FrameHeader { kind: FrameKind::Record, sheet: 77, generation: 3, number: 12, chain: 5 };
+
+    fn entries() -> Vec<Entry> {
+        let content = [Content::Slots(SlotId(9)), Content::Zero, Content::ZeroProvisioned];
+        let counts = [16_385, 1 << 38, 1];
+        let blocks = [(1 << 38) - 16_385, 0, 5];
+        (0..3)
+            .map(|at| Entry { block: blocks[at], count: counts[at], content: content[at] })
+            .collect()
+    }
+
+    fn frame(entries: &[Entry]) -> Vec<u8> {
+        let mut buffer = FrameBuffer::default();
+        entries.iter().for_each(|entry| buffer.push(entry));
+        assert_eq!(buffer.iter().collect::<Vec<_>>(), entries);
+        buffer.finish(&HEADER).0
+    }
+
+    #[test]
+    fn a_frame_reads_as_it_was_written() {
+        for count in [0, 1, 3, 252, 253, 1000] {
+            let written: Vec<_> = entries().into_iter().cycle().take(count).collect();
+            let bytes = frame(&written);
+            assert_eq!(bytes.len(), frame_bytes(count));
+            let read = Frame::parse(&bytes).unwrap();
+            assert_eq!(read.header, HEADER);
+            assert_eq!(read.entries().collect::<Result<Vec<_>, _>>(), Ok(written));
+        }
+    }
+
+    #[test]
+    fn no_bit_of_a_frame_may_change() {
+        let bytes = frame(&entries());
+        for bit in 0..bytes.len() * 8 {
+            let mut damaged = bytes.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(Frame::parse(&damaged).is_err(), "bit {bit}");
+        }
+        assert_eq!(Frame::parse(&bytes[..4095]), Err(FrameError::Short));
+        assert_eq!(Frame::parse(&[0; 4096]), Err(FrameError::Magic));
+    }
+
+    #[test]
+    fn an_entry_out_of_range_is_refused() {
+        let entry = |block, count, content| Entry { block, count, content }.encode();
+        for (bytes, error) in [
+            (entry(0, 0, Content::Zero), FrameError::Range),
+            (entry(1, 1 << 38, Content::Zero), FrameError::Range),
+            ((entry((1 << 40) - 1, 1, Content::Zero)), FrameError::Range),
+            (entry(0, 3, Content::Slots(SlotId(SLOTS_MAX - 2))), FrameError::Range),
+            ([0; 16], FrameError::Kind),
+            ([0xff; 16], FrameError::Kind),
+        ] {
+            assert_eq!(Entry::parse(&bytes), Err(error));
+        }
+    }
+
+    /// The check value of CRC-32C that every description of it gives.
+    #[test]
+    fn the_checksum_is_crc_32c() {
+        assert_eq!(CRC.checksum(b"123456789"), 0xe306_9283);
+    }
+}

@@ -1,0 +1,331 @@
+//! The journal and recovery together, over files that keep what they are told.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::vec;
+use std::vec::Vec;
+
+use super::frame::{Frame, FrameError, PAGE_BYTES};
+use super::recovery::{Damage, Recovered, Recovery, Refusal, Step, blank};
+use super::superblock::{Identity, SuperblockError};
+use super::{Action, JournalFile, Task};
+use crate::map::Entry;
+use crate::overlay::{Extent, Reserve, SessionKey};
+use crate::{Errno, JournalLimits, Overlay, OverlayConfig};
+
+const KEY: SessionKey = SessionKey(1);
+const BLOCKS: u64 = 1200;
+const SEGMENT_BYTES: u64 = 16 << 12;
+
+fn config() -> OverlayConfig {
+    let size_bytes = BLOCKS * 4096;
+    let template_bytes = size_bytes;
+    OverlayConfig { size_bytes, template_bytes, quota_bytes: u64::MAX, growth_slots_min: 16 }
+}
+
+fn limits() -> JournalLimits {
+    JournalLimits {
+        queue_entries_max: 500,
+        fresh_slots_max: 2000,
+        limbo_slots_max: 200,
+        section_entries: 50,
+    }
+}
+
+/// The files of a sheet, and how many slots its data file has.
+#[derive(Clone)]
+struct Files {
+    files: BTreeMap<JournalFile, Vec<u8>>,
+    slots: u32,
+}
+
+impl Files {
+    fn new() -> Self {
+        let identity = Identity {
+            sheet: 4711,
+            size_bytes: config().size_bytes,
+            template_bytes: config().template_bytes,
+            template_id: [7; 32],
+            segment_bytes: SEGMENT_BYTES,
+        };
+        let blank = blank(&identity);
+        let segment = vec![0; SEGMENT_BYTES as usize];
+        let files = BTreeMap::from([
+            (JournalFile::Superblock, blank.superblock),
+            (JournalFile::Checkpoint(false), blank.checkpoint),
+            (JournalFile::Checkpoint(true), Vec::new()),
+            (JournalFile::Segment(false), segment.clone()),
+            (JournalFile::Segment(true), segment),
+        ]);
+        Self { files, slots: 0 }
+    }
+
+    fn file(&mut self, file: JournalFile) -> &mut Vec<u8> {
+        self.files.get_mut(&file).unwrap()
+    }
+
+    fn write(&mut self, file: JournalFile, offset: u64, bytes: &[u8]) {
+        let (start, end) = (offset as usize, offset as usize + bytes.len());
+        let file = self.file(file);
+        file.resize(file.len().max(end), 0);
+        file[start..end].copy_from_slice(bytes);
+    }
+
+    fn recover(&mut self) -> Result<(Overlay, Recovered), Refusal> {
+        let mut recovery = Recovery::new(config(), [7; 32], self.slots, limits());
+        while let Some(step) = recovery.poll() {
+            let mut read = Vec::new();
+            match step {
+                Step::Read { file, offset, length } => {
+                    let bytes = self.file(file);
+                    let start = bytes.len().min(offset as usize);
+                    let end = bytes.len().min(start + length as usize);
+                    read = bytes[start..end].to_vec();
+                }
+                Step::Write { file, offset, bytes } => self.write(file, offset, &bytes),
+                Step::Sync { .. } => {}
+            }
+            recovery.handle(Ok(&read))?;
+        }
+        recovery.finish()
+    }
+
+    /// Does what the journal wants, until it wants nothing more.
+    fn work(&mut self, overlay: &mut Overlay) {
+        while let Some(task) = overlay.poll_task() {
+            self.perform(&task);
+            overlay.finished(task, Ok(()));
+        }
+        while overlay.poll_woken().is_some() {}
+    }
+
+    fn perform(&mut self, task: &Task) {
+        if let Action::Write { file, offset, bytes } = &task.action {
+            self.write(*file, *offset, bytes);
+        }
+    }
+
+    fn change(&mut self, overlay: &mut Overlay, extent: &Extent) {
+        let mut runs = Vec::new();
+        let grant = loop {
+            match overlay.reserve(extent, KEY, &mut runs).unwrap() {
+                Reserve::Granted(grant) => break grant,
+                Reserve::Wait => {
+                    self.slots += overlay.poll_growth().unwrap();
+                    overlay.grown(true);
+                    overlay.take_waiting();
+                }
+            }
+        };
+        while overlay.publish(extent, &mut runs, grant, [].into_iter()).is_err() {
+            overlay.wait_for_journal(KEY);
+            self.work(overlay);
+        }
+    }
+}
+
+fn written(blocks: Range<u64>) -> Extent {
+    Extent { zero: blocks.end..blocks.end, blocks, provision: false }
+}
+
+fn zeroed(blocks: Range<u64>, provision: bool) -> Extent {
+    Extent { blocks: blocks.clone(), zero: blocks, provision }
+}
+
+fn map_of(overlay: &Overlay) -> Vec<Entry> {
+    (0..BLOCKS).map(|block| overlay.entry(block)).collect()
+}
+
+#[test]
+fn what_was_flushed_is_there_again_and_what_was_not_is_not() {
+    let mut files = Files::new();
+    let (mut overlay, report) = files.recover().unwrap();
+    assert_eq!(report, Recovered { sections: 1, ..Recovered::default() });
+    files.change(&mut overlay, &written(3..90));
+    files.change(&mut overlay, &zeroed(10..700, false));
+    files.change(&mut overlay, &zeroed(800..900, true));
+    files.change(&mut overlay, &Extent { blocks: 20..30, zero: 22..28, provision: false });
+    let all = overlay.visible();
+    assert_eq!(overlay.durable(all, KEY), Ok(None));
+    files.work(&mut overlay);
+    assert!(overlay.durable(all, KEY).unwrap().is_some());
+    let flushed = map_of(&overlay);
+    files.change(&mut overlay, &written(0..5));
+    let (again, report) = files.recover().unwrap();
+    assert!(map_of(&again) == flushed);
+    assert_eq!((report.records, report.edits, report.cut), (1, 6, false));
+    again.audit();
+    assert_eq!(again.counts().live, 11);
+}
+
+#[test]
+fn checkpoints_bound_the_journal_whatever_is_written() {
+    let mut files = Files::new();
+    let (mut overlay, _) = files.recover().unwrap();
+    let mut state = 1u64;
+    for round in 0..2000 {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let block = (state >> 33) % (BLOCKS - 9);
+        let blocks = block..block + 1 + (state >> 60) % 8;
+        match state >> 20 & 7 {
+            0 => files.change(&mut overlay, &zeroed(blocks, state >> 50 & 1 == 1)),
+            _ => files.change(&mut overlay, &written(blocks)),
+        }
+        if round % 3 == 0 {
+            overlay.flush();
+            files.work(&mut overlay);
+        }
+        overlay.audit();
+        if round % 50 == 0 {
+            files.work(&mut overlay);
+            let (again, report) = files.recover().unwrap();
+            assert!(map_of(&again) == map_of(&overlay) || round % 3 != 0);
+            assert!(report.records <= 32, "{report:?}");
+            again.audit();
+            // The next life goes on where this one ended.
+            overlay = again;
+        }
+    }
+    assert!(overlay.generation() > 20, "{}", overlay.generation());
+}
+
+#[test]
+fn a_slot_that_the_durable_map_names_waits_for_the_record_that_displaces_it() {
+    let mut files = Files::new();
+    let (mut overlay, _) = files.recover().unwrap();
+    files.change(&mut overlay, &written(0..4));
+    overlay.flush();
+    files.work(&mut overlay);
+    files.change(&mut overlay, &written(0..4));
+    overlay.reclaim();
+    assert_eq!(overlay.counts().displaced, 4);
+    // Those that no record ever named are free at once.
+    files.change(&mut overlay, &written(0..4));
+    overlay.reclaim();
+    assert_eq!(overlay.counts().displaced, 4);
+    overlay.flush();
+    files.work(&mut overlay);
+    overlay.reclaim();
+    assert_eq!(overlay.counts().displaced, 0);
+}
+
+#[test]
+fn the_first_failure_is_final() {
+    let mut files = Files::new();
+    let (mut overlay, _) = files.recover().unwrap();
+    files.change(&mut overlay, &written(0..4));
+    let visible = overlay.visible();
+    assert_eq!(overlay.durable(visible, KEY), Ok(None));
+    let task = overlay.poll_task().unwrap();
+    assert_eq!(task.action, Action::SyncData);
+    overlay.finished(task, Err(Errno::Io));
+    assert_eq!(overlay.poll_woken(), Some(KEY));
+    assert_eq!(overlay.durable(visible, KEY), Err(Errno::Io));
+    assert_eq!(overlay.reserve(&written(0..1), KEY, &mut Vec::new()), Err(Errno::Io));
+    assert!(overlay.poll_task().is_none() && overlay.has_failed());
+}
+
+/// Two records; answers the files, and the length of the first.
+fn two_records() -> (Files, usize) {
+    let mut files = Files::new();
+    let (mut overlay, _) = files.recover().unwrap();
+    for blocks in [0..4, 100..101] {
+        files.change(&mut overlay, &written(blocks));
+        overlay.flush();
+        files.work(&mut overlay);
+    }
+    (files, PAGE_BYTES)
+}
+
+#[test]
+fn a_torn_last_record_is_cut_and_a_hole_before_the_last_is_a_refusal() {
+    let (files, length) = two_records();
+    let mut torn = files.clone();
+    torn.file(JournalFile::Segment(false))[length + 70] ^= 1;
+    let (overlay, report) = torn.recover().unwrap();
+    assert_eq!((report.records, report.cut), (1, true));
+    assert_eq!(overlay.entry(100), Entry::Template);
+    let mut holed = files.clone();
+    holed.file(JournalFile::Segment(false))[70] ^= 1;
+    let damage = Damage::Hole { next: length as u64 };
+    let refusal = Refusal::Damaged { file: JournalFile::Segment(false), offset: 0, damage };
+    assert_eq!(holed.recover().unwrap_err(), refusal);
+    let text = "journal.0: damaged at byte 0: no whole record is here, but there is one behind it, \
+                at byte 4096";
+    assert_eq!(std::format!("{refusal}"), text);
+}
+
+#[test]
+fn recovery_writes_the_last_record_and_the_superblock_once_more() {
+    let (mut files, length) = two_records();
+    let before = files.files.clone();
+    let mut recovery = Recovery::new(config(), [7; 32], files.slots, limits());
+    let mut written = Vec::new();
+    while let Some(step) = recovery.poll() {
+        let mut read = Vec::new();
+        match step {
+            Step::Read { file, .. } => read = files.file(file).clone(),
+            Step::Write { file, offset, bytes } => {
+                assert!(before[&file][offset as usize..].starts_with(&bytes), "as it was");
+                written.push((file, offset));
+            }
+            Step::Sync { file } => assert_eq!(file, written.last().unwrap().0),
+        }
+        recovery.handle(Ok(&read)).unwrap();
+    }
+    let record = (JournalFile::Segment(false), length as u64);
+    assert_eq!(written, [(JournalFile::Superblock, 0), record]);
+}
+
+#[test]
+fn every_refusal_says_what_is_wrong_and_where() {
+    let (files, _) = two_records();
+    let refusal = |change: &dyn Fn(&mut Files)| {
+        let mut files = files.clone();
+        change(&mut files);
+        files.recover().map(|_| ()).unwrap_err()
+    };
+    let damaged = |file, offset, damage| Refusal::Damaged { file, offset, damage };
+    let checkpoint = JournalFile::Checkpoint(false);
+    let checksum = Damage::Frame(FrameError::Checksum);
+    assert_eq!(
+        refusal(&|files| files.file(JournalFile::Superblock)[500] = 1),
+        Refusal::Superblock(SuperblockError::Checksum)
+    );
+    assert_eq!(
+        refusal(&|files| files.file(checkpoint)[4095] = 1),
+        damaged(checkpoint, 0, checksum)
+    );
+    assert_eq!(
+        refusal(&|files| files.file(checkpoint).clear()),
+        damaged(checkpoint, 0, Damage::Frame(FrameError::Short))
+    );
+    assert_eq!(
+        refusal(&|files| files.file(JournalFile::Segment(true)).truncate(5)),
+        damaged(JournalFile::Segment(true), 5, Damage::Frame(FrameError::Short))
+    );
+    assert_eq!(refusal(&|files| files.slots = 2), Refusal::DataShort { needed: 5, there: 2 });
+    let other = files.clone();
+    let mut recovery = Recovery::new(config(), [8; 32], 16, limits());
+    assert_eq!(recovery.handle(Ok(&other.files[&JournalFile::Superblock])), Err(Refusal::Template));
+    let mut recovery = Recovery::new(config(), [7; 32], 16, limits());
+    let storage = Refusal::Storage { file: JournalFile::Superblock, error: Errno::Io };
+    assert_eq!(recovery.handle(Err(Errno::Io)), Err(storage));
+}
+
+#[test]
+fn records_of_a_segments_previous_life_do_not_count() {
+    let mut files = Files::new();
+    let (mut overlay, _) = files.recover().unwrap();
+    while overlay.generation() < 3 {
+        files.change(&mut overlay, &written(0..1));
+        overlay.flush();
+        files.work(&mut overlay);
+    }
+    let segment = files.file(JournalFile::Segment(true));
+    let pages = segment.chunks(PAGE_BYTES).filter_map(|page| Frame::parse(page).ok());
+    let lives: Vec<_> = pages.map(|frame| frame.header.generation).collect();
+    assert!(lives.contains(&1) && lives.contains(&3), "{lives:?}");
+    let (again, _) = files.recover().unwrap();
+    assert!(map_of(&again) == map_of(&overlay));
+}

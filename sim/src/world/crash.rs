@@ -1,0 +1,307 @@
+//! Crashes: the process dies, or the power goes, at any step; then recovery, which may be broken off
+//! itself, and the device goes on with new connections.
+
+use glassine_core::journal::frame::{Frame, FrameHeader, FrameKind};
+use glassine_core::journal::recovery::{Damage, Recovery, Refusal, Step, blank};
+use glassine_core::journal::superblock::{Identity, Superblock};
+use glassine_core::journal::{Action, JournalFile, Task};
+
+use super::*;
+use crate::disk::{Disk, DiskFile};
+use crate::swarm::Sheet;
+
+/// By what the template is known.
+const TEMPLATE_ID: [u8; 32] = [0x61; 32];
+/// So often recovery may be broken off.
+const INTERRUPTIONS_MAX: u64 = 2;
+
+/// How a recovery that did not come to its end was stopped.
+enum Stopped {
+    /// The process died, or a file failed it: begin again.
+    Interrupted,
+    Refused(Refusal),
+}
+
+/// A byte on the medium that changed by itself, and where recovery must find that out.
+struct Rot {
+    file: JournalFile,
+    byte: u64,
+    /// Where the damaged record begins, if it lies between others of its segment.
+    record: Option<u64>,
+}
+
+impl World {
+    /// The files of a sheet that nobody has written to, and the device over them.
+    pub(super) fn make_sheet(&mut self, sheet: &Sheet) {
+        let identity = Identity {
+            sheet: 0x5eed,
+            size_bytes: self.swarm.size_bytes,
+            template_bytes: self.swarm.template_bytes,
+            template_id: TEMPLATE_ID,
+            segment_bytes: sheet.segment_bytes,
+        };
+        let blank = blank(&identity);
+        let segment = vec![0; sheet.segment_bytes as usize];
+        self.disk = Disk::new(true);
+        for (file, bytes) in [
+            (JournalFile::Superblock, blank.superblock),
+            (JournalFile::Checkpoint(false), blank.checkpoint),
+            (JournalFile::Checkpoint(true), Vec::new()),
+            (JournalFile::Segment(false), segment.clone()),
+            (JournalFile::Segment(true), segment),
+        ] {
+            self.disk.put(DiskFile::Journal(file), bytes);
+        }
+        let mut recovery = self.recovery();
+        while let Some(step) = recovery.poll() {
+            let read = self.recovery_step(&step);
+            recovery.handle(Ok(&read)).expect("a blank sheet is whole");
+        }
+        self.overlay = recovery.finish().expect("a blank sheet is whole").0;
+    }
+
+    /// How many crashes there will be.
+    #[must_use]
+    pub fn crashes(&self) -> u64 {
+        self.swarm.sheet.as_ref().map_or(0, |sheet| sheet.crashes)
+    }
+
+    /// How many there were.
+    #[must_use]
+    pub fn crashed(&self) -> u64 {
+        self.crashed
+    }
+
+    /// The process dies, or the power goes. Nothing in memory survives.
+    pub fn crash(&mut self, goes_on: bool) -> Result<(), Broken> {
+        self.crashed += 1;
+        let power = self.tape.chance(Lane::Backend, 75);
+        self.note("crash", 0, [u64::from(power), self.overlay.generation(), 0, 0]);
+        // What was handed to the kernel still reaches its client.
+        for index in 0..self.connections.len() {
+            let connection = &mut self.connections[index];
+            let waiting = if connection.reset { 0 } else { connection.to_client.len() };
+            let bytes = connection.to_client.take(waiting);
+            let client = &mut connection.client;
+            client.receive(&bytes, &mut self.model, self.step, &self.faults)?;
+            self.notice(index);
+        }
+        for connection in std::mem::take(&mut self.connections) {
+            self.answered += connection.client.answered;
+        }
+        self.operations.clear();
+        if power {
+            self.disk.cut_power(&mut self.tape);
+        }
+        let rots = self.swarm.sheet.as_ref().is_some_and(|sheet| sheet.rots);
+        if rots && self.tape.chance(Lane::Backend, 50) {
+            self.refuse_rot()?;
+        }
+        self.recover()?;
+        self.faults.recovered();
+        let content = self.content()?;
+        self.trace.note_bytes(&content);
+        self.model.recovered(&content, self.step)?;
+        self.step += 1;
+        if goes_on {
+            for _ in 0..self.swarm.connections {
+                self.connect();
+            }
+        }
+        Ok(())
+    }
+
+    fn recovery(&self) -> Recovery {
+        let limits = self.swarm.sheet.as_ref().expect("there is a sheet").limits.clone();
+        let slots = (self.disk.bytes(DiskFile::Data).len() / BLOCK) as u32;
+        Recovery::new(self.overlay_config(), TEMPLATE_ID, slots, limits)
+    }
+
+    /// Recovers, however often that is broken off.
+    fn recover(&mut self) -> Result<(), Broken> {
+        let mut left = self.tape.draw(Lane::Backend, INTERRUPTIONS_MAX + 1);
+        loop {
+            let outcome = self.try_to_recover(left > 0);
+            match outcome {
+                Ok(()) => break,
+                Err(Stopped::Interrupted) => left -= 1,
+                Err(Stopped::Refused(refusal)) => {
+                    return Broken::by("recovery succeeds", refusal.to_string());
+                }
+            }
+        }
+        self.available.fill(0);
+        self.overlay.audit();
+        let numbers = [self.overlay.generation(), self.overlay.counts().live.into(), 0, 0];
+        self.note("recovered", 0, numbers);
+        Ok(())
+    }
+
+    fn try_to_recover(&mut self, may_stop: bool) -> Result<(), Stopped> {
+        let mut recovery = self.recovery();
+        while let Some(step) = recovery.poll() {
+            if may_stop && self.tape.draw(Lane::Backend, 8) == 7 {
+                self.stop_in_the_middle(&step);
+                return Err(Stopped::Interrupted);
+            }
+            let read = self.recovery_step(&step);
+            recovery.handle(Ok(&read)).map_err(Stopped::Refused)?;
+        }
+        let (overlay, report) = recovery.finish().map_err(Stopped::Refused)?;
+        self.overlay = overlay;
+        let numbers = [report.records, report.edits, report.sections, u64::from(report.cut)];
+        self.note("replayed", 0, numbers);
+        Ok(())
+    }
+
+    /// Recovery is broken off at a step: by a crash, or since the step fails.
+    fn stop_in_the_middle(&mut self, step: &Step) {
+        match step {
+            Step::Read { .. } => {}
+            Step::Write { file, offset, bytes } => {
+                let count = self.tape.draw(Lane::Backend, bytes.len() as u64 + 1) as usize;
+                self.disk.write(DiskFile::Journal(*file), *offset, &bytes[..count]);
+            }
+            Step::Sync { file } => self.disk.fail_to_sync(DiskFile::Journal(*file)),
+        }
+        let power = self.tape.chance(Lane::Backend, 50);
+        if power {
+            self.disk.cut_power(&mut self.tape);
+        }
+        self.note("interrupted", 0, [u64::from(power), 0, 0, 0]);
+    }
+
+    fn recovery_step(&mut self, step: &Step) -> Vec<u8> {
+        match step {
+            Step::Read { file, offset, length } => {
+                return self.disk.read(DiskFile::Journal(*file), *offset, *length).to_vec();
+            }
+            Step::Write { file, offset, bytes } => {
+                self.disk.write(DiskFile::Journal(*file), *offset, bytes);
+            }
+            Step::Sync { file } => self.disk.sync(DiskFile::Journal(*file)),
+        }
+        Vec::new()
+    }
+
+    /// A byte that recovery needs has changed: it must say so, and where.
+    fn refuse_rot(&mut self) -> Result<(), Broken> {
+        let Some(rot) = self.draw_rot() else { return Ok(()) };
+        self.disk.spoil(DiskFile::Journal(rot.file), rot.byte);
+        let mut recovery = self.recovery();
+        let refusal = loop {
+            let Some(step) = recovery.poll() else { break recovery.finish().err() };
+            let Step::Read { file, offset, length } = step else { break None };
+            let read = self.disk.read(DiskFile::Journal(file), offset, length);
+            if let Err(refusal) = recovery.handle(Ok(read)) {
+                break Some(refusal);
+            }
+        };
+        self.disk.spoil(DiskFile::Journal(rot.file), rot.byte);
+        self.note("rot", 0, [rot.byte, 0, 0, 0]);
+        let is_found = match (&refusal, rot.record) {
+            (
+                Some(Refusal::Damaged { file, offset, damage: Damage::Hole { .. } }),
+                Some(record),
+            ) => (*file, *offset) == (rot.file, record),
+            (Some(Refusal::Damaged { .. }), None) => true,
+            _ => false,
+        };
+        if is_found {
+            return Ok(());
+        }
+        let text = format!("{} byte {} was damaged: {refusal:?}", rot.file, rot.byte);
+        Broken::by("damage is refused", text)
+    }
+
+    /// A byte of the checkpoint, or of a record that is not the last one.
+    fn draw_rot(&mut self) -> Option<Rot> {
+        let superblock = Superblock::newest(self.journal(JournalFile::Superblock)).ok()?;
+        let [checkpoint, segment] = superblock.files();
+        let records = self.records(segment, superblock.generation);
+        let JournalFile::Segment(side) = segment else { unreachable!("the second is the segment") };
+        let behind = self.records(JournalFile::Segment(!side), superblock.generation + 1);
+        let (file, records, last_is_inner) =
+            if behind.len() > 1 && self.tape.chance(Lane::Backend, 50) {
+                (JournalFile::Segment(!side), behind, false)
+            } else {
+                let goes_on = !behind.is_empty();
+                (segment, records, goes_on)
+            };
+        let inner = records.len() - usize::from(!last_is_inner && !records.is_empty());
+        if inner == 0 || self.tape.chance(Lane::Backend, 20) {
+            let frame = Frame::parse(self.journal(checkpoint)).ok()?;
+            let byte = self.tape.draw(Lane::Backend, frame.bytes.len() as u64);
+            return Some(Rot { file: checkpoint, byte, record: None });
+        }
+        let at = self.tape.draw(Lane::Backend, inner as u64) as usize;
+        let record = &records[at];
+        let byte = record.start + self.tape.draw(Lane::Backend, record.end - record.start);
+        // Behind the last record of a segment, the hole is found at the start of the next one.
+        let start = Some(record.start).filter(|_| at + 1 < records.len());
+        Some(Rot { file, byte, record: start })
+    }
+
+    fn journal(&self, file: JournalFile) -> &[u8] {
+        self.disk.bytes(DiskFile::Journal(file))
+    }
+
+    /// Where the records of a segment's life lie.
+    fn records(&self, segment: JournalFile, generation: u64) -> Vec<Range<u64>> {
+        let bytes = self.journal(segment);
+        let (mut at, mut records) = (0, Vec::new());
+        while let Ok(frame) = Frame::parse(&bytes[at..]) {
+            let FrameHeader { kind, generation: life, .. } = frame.header;
+            if kind != FrameKind::Record || life != generation {
+                break;
+            }
+            records.push(at as u64..(at + frame.bytes.len()) as u64);
+            at += frame.bytes.len();
+        }
+        records
+    }
+
+    /// A task of the journal goes on. Answers how it ended, if it did.
+    pub(super) fn perform_task(
+        &mut self,
+        task: &Task,
+        done: &mut usize,
+    ) -> Option<Result<(), Errno>> {
+        let per_1000 = self.swarm.sheet.as_ref().map_or(0, |sheet| sheet.fault_per_1000);
+        let fails = !self.is_calm() && self.tape.draw(Lane::Backend, 1000) >= 1000 - per_1000;
+        match &task.action {
+            Action::SyncData if fails => self.disk.fail_to_sync(DiskFile::Data),
+            Action::SyncData => self.disk.sync(DiskFile::Data),
+            Action::Sync { file } if fails => self.disk.fail_to_sync(DiskFile::Journal(*file)),
+            Action::Sync { file } => self.disk.sync(DiskFile::Journal(*file)),
+            Action::Write { file, offset, bytes } => {
+                let count = self.portion(Lane::Backend, (bytes.len() - *done) as u64) as usize;
+                let piece = &bytes[*done..*done + count];
+                self.disk.write(DiskFile::Journal(*file), offset + *done as u64, piece);
+                *done += count;
+                if *done < bytes.len() && !fails {
+                    return None;
+                }
+            }
+        }
+        if fails {
+            self.faults.journal = self.faults.journal.or(Some(self.step));
+        }
+        Some(if fails { Err(Errno::Io) } else { Ok(()) })
+    }
+
+    /// Everything that is visible becomes durable, at the end of a run.
+    pub(super) fn flush_all(&mut self) {
+        self.overlay.flush();
+        while let Some(task) = self.overlay.poll_task() {
+            let mut done = 0;
+            let result = loop {
+                if let Some(result) = self.perform_task(&task, &mut done) {
+                    break result;
+                }
+            };
+            self.overlay.finished(task, result);
+        }
+        while self.overlay.poll_woken().is_some() {}
+    }
+}
