@@ -10,6 +10,7 @@
 pub mod broken;
 pub mod choice;
 pub mod client;
+pub mod crashes;
 pub mod disk;
 pub mod exhaust;
 pub mod model;

@@ -10,6 +10,7 @@ use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
 use glassine_core::judge::{self, Bug, Mark};
 use sim::choice::{Script, Tape};
+use sim::crashes;
 use sim::exhaust::{self, FailedWorld, Scope, SmallWorld};
 use sim::planted::{self, Search};
 use sim::scenario::{self, Failure, Run};
@@ -29,6 +30,7 @@ use sim::trace::Trace;
   sim replay --tape short.tape --html out.html
   sim planted --trials 10                does every planted bug get caught, and how soon?
   sim exhaust                            every interleaving of all small worlds
+  sim crashes                            a power cut at every point of all short sequences
 
 Exit codes:
    0  no failure
@@ -95,6 +97,15 @@ enum Command {
         /// Two requests on one connection and one on the other, instead of one on each.
         #[arg(long)]
         triples: bool,
+        /// Plant a bug in the core.
+        #[arg(long, value_parser = parse_bug, value_name = "BUG")]
+        plant: Option<Bug>,
+    },
+    /// Run every sequence of a few operations on two blocks, with a power cut at every point of each.
+    Crashes {
+        /// How many operations.
+        #[arg(long, default_value_t = 4)]
+        operations: usize,
         /// Plant a bug in the core.
         #[arg(long, value_parser = parse_bug, value_name = "BUG")]
         plant: Option<Bug>,
@@ -214,6 +225,7 @@ fn main() -> ExitCode {
         Command::Shrink { which, out, runs } => shrink_one(&which, out, runs),
         Command::Sweep { seeds } => Ok(long_sweep(seeds)),
         Command::Exhaust { worlds, triples, plant } => Ok(run_small_worlds(worlds, triples, plant)),
+        Command::Crashes { operations, plant } => Ok(crash_everywhere(operations, plant)),
         Command::Planted { bugs, trials, budget } => Ok(plant(&bugs, trials, budget)),
         Command::Marks { seeds } => Ok(marks(seeds)),
     };
@@ -377,6 +389,29 @@ fn run_small_worlds(worlds: Vec<SmallWorld>, triples: bool, plant: Option<Bug>) 
         }
         Err(FailedWorld { small, path, failure }) => {
             fail(&Which { small: Some(small), path, plant, ..Which::default() }, &failure)
+        }
+    }
+}
+
+fn crash_everywhere(operations: usize, plant: Option<Bug>) -> ExitCode {
+    judge::plant(plant);
+    let began = Instant::now();
+    match crashes::explore(operations) {
+        Ok(all) => {
+            println!(
+                "every sequence of up to {operations} operations: no failure in {} states, {} steps \
+                 between them, {} power cuts, up to {} checkpoints, {:.1} s",
+                all.states,
+                all.steps,
+                all.cuts,
+                all.generations_max,
+                began.elapsed().as_secs_f64()
+            );
+            ExitCode::SUCCESS
+        }
+        Err(found) => {
+            eprintln!("{found}");
+            ExitCode::from(11)
         }
     }
 }
