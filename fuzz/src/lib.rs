@@ -1,8 +1,8 @@
 //! The bodies of the fuzz targets. `targets/` hands them libFuzzer's bytes, `tests/` bolero's: one
 //! body, two engines.
 //!
-//! Each takes bytes, and panics if something is wrong. Where to look: `handshake`, `requests`, `session`
-//! and `overlay` hold a body each, with what it knows about the right answer; `driver` and `client` are
+//! Each takes bytes, and panics if something is wrong. Where to look: `handshake`, `requests`, `session`,
+//! `overlay` and `journal` hold a body each, with what it knows about the right answer; `driver` and `client` are
 //! what `requests` and `session` share; `input` turns bytes into choices; `seeds` makes the seeds.
 
 #![forbid(unsafe_code)]
@@ -11,6 +11,7 @@ mod client;
 mod driver;
 pub mod handshake;
 mod input;
+pub mod journal;
 pub mod overlay;
 pub mod requests;
 pub mod seeds;
@@ -24,11 +25,12 @@ use sim::scenario;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them. Each has a shim in `targets/`, and seeds and a corpus by its name.
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 6] = [
     ("handshake", handshake::handshake),
     ("requests", requests::requests),
     ("session", session::session),
     ("overlay", overlay::overlay),
+    ("journal", journal::journal),
     ("world", world),
 ];
 

@@ -3,7 +3,7 @@
 
 use sim::choice::{Lane, Tape};
 
-use crate::{overlay, session};
+use crate::{journal, overlay, session};
 
 /// The seeds of a target, by name.
 #[must_use]
@@ -13,6 +13,7 @@ pub fn of(target: &str) -> Vec<(String, Vec<u8>)> {
         "requests" => requests(),
         "session" => sessions(),
         "overlay" => overlays(),
+        "journal" => journals(),
         "world" => worlds(),
         other => panic!("there is no target {other}"),
     };
@@ -200,6 +201,38 @@ fn overlays() -> Seeds {
         ("no-growth", talk(plain, &[reserve(0, 1, 0), vec![op(Grow), 3], reserve(0, 1, 0)])),
         ("large", talk([2, 0, 0, 0, 2], &[write(0, 1, 0), vec![op(Grow), 0]])),
         ("reclaim", talk(plain, &[grow, write(0, 1, 0), vec![op(Reclaim)], vec![op(Rejoin), 1]])),
+    ]
+}
+
+fn journals() -> Seeds {
+    use journal::Op::*;
+    let op =
+        |op: journal::Op| journal::Op::ALL.iter().position(|one| *one == op).expect("listed") as u8;
+    let talk = |head: [u8; 6], steps: &[Vec<u8>]| [&head[..], &steps.concat()].concat();
+    // First block, most blocks, blocks.
+    let change = |kind: journal::Op, first: u8, count: u8| vec![op(kind), first, 0, count - 1];
+    let (flush, reopen) = (vec![op(Flush)], vec![op(Reopen)]);
+    let flushed = |first: u8, count: u8| [change(Write, first, count), flush.clone()].concat();
+    // File, page, byte.
+    let damage = |file: u8, page: u8, byte: u8| vec![op(Damage), 1, file, page, byte];
+    let plain = [0; 6];
+    let small = [1, 1, 1, 1, 1, 2];
+    let records = [flushed(0, 2), change(Zero, 1, 1), flushed(2, 1)];
+    vec![
+        ("empty", plain.to_vec()),
+        ("records", talk(plain, &[&records[..], &[reopen.clone(), flushed(1, 2)]].concat())),
+        ("set-aside", talk(plain, &[change(Provision, 0, 3), flush.clone(), reopen.clone()])),
+        ("checkpoints", talk(small, &(0..9).map(|at| flushed(at, 2)).collect::<Vec<_>>())),
+        ("unflushed", talk(plain, &[change(Write, 0, 3), change(Zero, 0, 2), reopen.clone()])),
+        ("torn", talk(plain, &[&records[..], &[damage(3, 1, 70)]].concat())),
+        ("superblock", talk(plain, &[&records[..], &[damage(0, 0, 20)]].concat())),
+        ("checkpoint", talk(small, &[flushed(0, 1), damage(1, 0, 70)])),
+        ("copied", talk(plain, &[&records[..], &[vec![op(Copy), 3, 0, 0, 3, 2, 0]]].concat())),
+        ("cut", talk(plain, &[flushed(0, 1), vec![op(Cut), 3, 0, 9]])),
+        (
+            "forged",
+            talk(plain, &[&records[..], &[damage(3, 1, 64), vec![op(Forge), 3, 1, 0]]].concat()),
+        ),
     ]
 }
 

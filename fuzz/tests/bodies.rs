@@ -2,10 +2,13 @@
 //! by bolero in every test run.
 
 use std::fs;
+use std::panic;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use glassine_fuzz::{TARGETS, handshake, overlay, requests, seeds, session, world};
+use glassine_core::judge::{self, Bug};
+use glassine_fuzz::{TARGETS, handshake, journal, overlay, requests, seeds, session, world};
+use sim::choice::{Lane, Tape};
 
 fn directory(kind: &str, target: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(kind).join(target)
@@ -67,6 +70,7 @@ search!(nothing_a_client_sends_in_the_handshake_breaks_a_session, handshake::han
 search!(nothing_a_client_sends_as_requests_breaks_a_session, requests::requests, 4);
 search!(no_sequence_of_operations_breaks_a_session, session::session, 6);
 search!(no_sequence_of_operations_breaks_an_overlay, overlay::overlay, 6);
+search!(no_damage_breaks_a_recovery, journal::journal, 6);
 search!(no_tape_breaks_a_world, world, 6);
 
 /// Random bytes seldom begin with a magic: this one builds options with arbitrary fields.
@@ -170,4 +174,30 @@ fn no_more_space_is_set_aside_than_there_is() {
         000800000000000004feffff04040607fffffffff7ffff0008000001040800";
     let byte = |at: usize| u8::from_str_radix(&text[at..at + 2], 16).expect("two digits");
     overlay::overlay(&(0..text.len()).step_by(2).map(byte).collect::<Vec<u8>>());
+}
+
+/// Without coverage to guide it, and with few inputs, the body still finds what it is there to find.
+#[test]
+fn planted_mistakes_of_recovery_are_found_in_random_operations() {
+    let bugs = [
+        Bug::TornTailAccepted,
+        Bug::HoleSkipped,
+        Bug::StaleSegment,
+        Bug::TrimForgotten,
+        Bug::OrderSwapped,
+        Bug::ReplayTwice,
+    ];
+    let found = bugs.map(|bug| {
+        judge::plant(Some(bug));
+        let found = (0..40_000).find(|seed| {
+            let mut tape = Tape::seeded(*seed);
+            let bytes: Vec<u8> =
+                (0..tape.draw(Lane::Net, 300)).map(|_| tape.draw(Lane::Net, 256) as u8).collect();
+            panic::catch_unwind(|| journal::journal(&bytes)).is_err()
+        });
+        judge::plant(None);
+        (bug.id(), found)
+    });
+    println!("{found:?}");
+    assert!(found.iter().all(|(_, inputs)| inputs.is_some()), "not found: {found:?}");
 }
