@@ -62,3 +62,20 @@ impl Catalog {
         exact.or((name.is_empty() && self.exports.len() == 1).then_some(0))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_export_announces_what_it_can_do() {
+        let (name, description) = (String::new(), String::new());
+        let mut export = Export { name, description, size_bytes: 1, read_only: false };
+        // Bits by their numbers in the protocol: flags, FLUSH, FUA, multi-conn, CACHE …
+        let always = 1 << 0 | 1 << 2 | 1 << 3 | 1 << 8 | 1 << 10;
+        // … and TRIM, WRITE_ZEROES, fast zeroes.
+        assert_eq!(export.flags(), always | 1 << 5 | 1 << 6 | 1 << 11);
+        export.read_only = true;
+        assert_eq!(export.flags(), always | 1 << 1);
+    }
+}

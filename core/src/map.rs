@@ -637,6 +637,15 @@ mod tests {
     }
 
     #[test]
+    fn every_slot_number_fits_an_entry_and_no_more_would() {
+        let last = Entry::Slot(SlotId(SLOTS_MAX));
+        assert_eq!(Packed::pack(last).0, u32::MAX);
+        for entry in [Entry::Template, Entry::Slot(SlotId(0)), last] {
+            assert_eq!(Packed::pack(entry).unpack(), entry);
+        }
+    }
+
+    #[test]
     fn a_map_equals_a_flat_array() {
         let blocks = 512 * 5 + 77;
         let mut both = Both::new(blocks);
@@ -701,8 +710,19 @@ mod tests {
         assert_eq!(map.entry(77), Entry::Zero);
         assert_eq!(map.entry(blocks - 1), Entry::Zero);
         assert_eq!(map.tally(), Tally::default());
-        // Block by block, this would take minutes and gigabytes.
+        assert_eq!(boxes(&map.root), 0, "one tag, though the device ends within it");
         map.fill(0..blocks, Uniform::ZeroProvisioned, &mut |_| {}, &mut dropped);
         assert_eq!(map.tally(), Tally { slots: 0, reserved: blocks });
+        assert_eq!(boxes(&map.root), 1, "what is set aside ends where the device does");
+        assert_eq!(dropped.nodes.len(), 1, "what names no slot does not wait to be looked at");
+    }
+
+    /// Nodes that take memory of their own.
+    fn boxes(node: &Node) -> usize {
+        match node {
+            Node::Uniform(_) => 0,
+            Node::Leaf(_) => 1,
+            Node::Inner(inner) => 1 + inner.children.iter().map(boxes).sum::<usize>(),
+        }
     }
 }

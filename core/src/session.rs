@@ -19,6 +19,8 @@ mod ending;
 mod life;
 mod receiving;
 mod sending;
+#[cfg(test)]
+mod tests;
 
 use alloc::collections::VecDeque;
 use core::ops::Range;

@@ -426,6 +426,99 @@ mod tests {
         assert_eq!(runs, [Run { first: run.slot(3), count: 1 }]);
     }
 
+    fn run(first: u32, count: u32) -> Run {
+        Run { first: SlotId(first), count }
+    }
+
+    fn taken(table: &mut SlotTable, count: u32) -> Vec<Run> {
+        let mut runs = Vec::new();
+        table.take(count, &mut runs);
+        runs
+    }
+
+    #[test]
+    fn large_runs_are_kept_for_large_writes() {
+        let mut table = table(15);
+        table.grow(LARGE_RUN_SLOTS);
+        assert_eq!((&table.small[..], &table.large[..]), (&[run(0, 15)][..], &[run(15, 16)][..]));
+        assert_eq!(taken(&mut table, 1), [run(0, 1)]);
+        assert_eq!(taken(&mut table, LARGE_RUN_SLOTS), [run(15, 16)]);
+        table.grow(100);
+        // What is not large takes what lies about first; neighbours become one run again.
+        assert_eq!(taken(&mut table, LARGE_RUN_SLOTS - 1), [run(1, 14), run(31, 1)]);
+        table.release(run(13, 2));
+        table.release(run(11, 2));
+        assert_eq!(taken(&mut table, 4), [run(11, 4)]);
+        assert_eq!(table.small, []);
+        table.audit();
+    }
+
+    #[test]
+    fn no_run_is_empty() {
+        let mut table = table(0);
+        assert_eq!((table.small.len(), table.large.len()), (0, 0));
+        table.grow(4);
+        assert_eq!(taken(&mut table, 4), [run(0, 4)]);
+        assert_eq!((table.small.len(), table.large.len()), (0, 0));
+    }
+
+    #[test]
+    fn neighbours_that_are_displaced_or_dropped_together_are_one_run() {
+        let mut table = table(16);
+        let live = taken(&mut table, 10)[0];
+        table.publish(live);
+        for (slot, epoch) in [(0, 5), (1, 5), (3, 5), (4, 6), (5, 6)] {
+            table.displace(SlotId(slot), Epoch(epoch));
+        }
+        let expected =
+            [(5, run(0, 2)), (5, run(3, 1)), (6, run(4, 2))].map(|(at, run)| (Epoch(at), run));
+        assert_eq!(table.displaced, expected);
+        // A step ends with the run that reaches its budget.
+        assert_eq!(table.reclaim(Epoch(9), Epoch::LAST, 0), 0);
+        assert_eq!(table.reclaim(Epoch(9), Epoch::LAST, 2), 2);
+        assert_eq!(table.reclaim(Epoch(9), Epoch::LAST, 2), 3);
+        let before = table.small.len();
+        table.drop_live(4);
+        for slot in [7, 8, 6, 2] {
+            table.free_dropped(SlotId(slot));
+        }
+        assert_eq!(table.small[before..], [run(7, 2), run(6, 1), run(2, 1)]);
+        assert_eq!(
+            table.counts(),
+            SlotCounts { total: 16, free: 15, live: 1, ..Default::default() }
+        );
+    }
+
+    #[test]
+    fn a_slot_may_be_written_while_it_is_filling_and_read_until_it_is_free() {
+        let mut table = table(1);
+        let slot = SlotId(0);
+        let mut seen = Vec::new();
+        let mut look = |table: &SlotTable| {
+            assert!(table.counts().conserved());
+            seen.push((table.is_filling(slot), table.is_readable(slot), table.is_live(slot)));
+        };
+        look(&table);
+        let filling = taken(&mut table, 1)[0];
+        look(&table);
+        table.publish(filling);
+        look(&table);
+        table.displace(slot, Epoch(1));
+        look(&table);
+        table.reclaim(Epoch(1), Epoch::LAST, 1);
+        look(&table);
+        let none = (false, false, false);
+        let expected =
+            [none, (true, false, false), (false, true, true), (false, true, false), none];
+        assert_eq!(seen, expected);
+    }
+
+    #[test]
+    fn a_lost_slot_is_noticed() {
+        let lost = SlotCounts { total: 4, free: 1, filling: 1, live: 1, displaced: 0 };
+        assert!(!lost.conserved());
+    }
+
     #[test]
     #[should_panic(expected = "a slot leaves Filling for Live but is Live")]
     fn a_slot_is_published_once() {
