@@ -56,6 +56,7 @@ pub(crate) fn draw(report: &Report, directory: &Path) -> io::Result<()> {
 fn colour(kind: Kind) -> RGBColor {
     match kind {
         Kind::Glassine => RGBColor(0, 104, 181),
+        Kind::GlassineJournal => RGBColor(102, 168, 217),
         Kind::QemuQcow2 => RGBColor(214, 96, 20),
         Kind::NbdkitCow => RGBColor(240, 165, 50),
         Kind::NbdServerCow => RGBColor(165, 60, 60),

@@ -22,8 +22,10 @@ use crate::processes;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Kind {
-    /// What this project makes.
+    /// What this project makes, ephemeral: no other server makes writes durable that nobody flushes.
     Glassine,
+    /// The same with a journal.
+    GlassineJournal,
     /// qemu-nbd, qcow2 over the raw template.
     QemuQcow2,
     /// nbdkit, its cow filter over the file plugin.
@@ -67,8 +69,9 @@ pub(crate) enum InPlace {
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Glassine,
+        Self::GlassineJournal,
         Self::QemuQcow2,
         Self::NbdkitCow,
         Self::NbdServerCow,
@@ -82,6 +85,7 @@ impl Kind {
     pub(crate) fn title(self) -> &'static str {
         match self {
             Self::Glassine => "Glassine",
+            Self::GlassineJournal => "with a journal",
             Self::QemuQcow2 => "qemu-nbd qcow2",
             Self::NbdkitCow => "nbdkit cow",
             Self::NbdServerCow => "nbd-server cow",
@@ -99,7 +103,8 @@ impl Kind {
 
     /// Whether one process of it serves several devices.
     pub(crate) fn serves_many(self) -> bool {
-        matches!(self, Self::Glassine | Self::NbdServerCow | Self::Limit)
+        use Kind::{Glassine, GlassineJournal, Limit, NbdServerCow};
+        matches!(self, Glassine | GlassineJournal | NbdServerCow | Limit)
     }
 
     /// Whether it forgets what was written when the connection ends.
@@ -119,7 +124,7 @@ impl Kind {
         }
         let read_only = setup.in_place == InPlace::ReadOnly;
         let mut command = Command::new(match self {
-            Self::Glassine => glassine(),
+            Self::Glassine | Self::GlassineJournal => glassine(),
             Self::QemuQcow2 | Self::QemuRaw => "qemu-nbd".into(),
             Self::NbdkitCow | Self::NbdkitFile | Self::NbdkitMemory => "nbdkit".into(),
             Self::NbdServerCow => "nbd-server".into(),
@@ -127,18 +132,20 @@ impl Kind {
             Self::Limit => "/proc/self/exe".into(),
         });
         match self {
-            Self::Glassine if setup.devices == 1 => {
+            Self::Glassine | Self::GlassineJournal if setup.devices == 1 => {
                 command.arg("serve").arg("--template").arg(setup.template);
                 command.arg("--sheet").arg(home.join("sheet"));
+                command.args((self == Self::Glassine).then_some("--ephemeral"));
                 command.arg("--listen").arg(format!("unix:{}", socket.display()));
             }
-            Self::Glassine => {
+            Self::Glassine | Self::GlassineJournal => {
                 let mut config = format!("listen = ['unix:{}']\n", socket.display());
                 for device in 0..setup.devices {
                     config += &format!(
-                        "[[device]]\nexport = '{device}'\ntemplate = '{}'\nsheet = '{}'\n",
+                        "[[device]]\nexport = '{device}'\ntemplate = '{}'\nsheet = '{}'\nephemeral = {}\n",
                         setup.template.display(),
-                        home.join(format!("sheet-{device}")).display()
+                        home.join(format!("sheet-{device}")).display(),
+                        self == Self::Glassine
                     );
                 }
                 fs::write(home.join("glassine.toml"), config)?;
@@ -197,7 +204,7 @@ impl Kind {
     fn export(self, setup: &Setup<'_>, device: usize) -> String {
         match self {
             Self::NbdServerCow => format!("disk{device}"),
-            Self::Glassine if setup.devices > 1 => device.to_string(),
+            Self::Glassine | Self::GlassineJournal if setup.devices > 1 => device.to_string(),
             _ => String::new(),
         }
     }
