@@ -33,6 +33,21 @@ pub enum Command {
     /// Serve one device (or several, with --config) to NBD clients.
     #[command(after_help = EXAMPLES)]
     Serve(Serve),
+    /// Check the sheet of a device that is not being served, and tell what is in it. Changes nothing.
+    Check(Check),
+}
+
+/// The arguments of `check`.
+#[derive(Debug, Args)]
+pub struct Check {
+    /// The directory that was given as --sheet.
+    pub sheet: PathBuf,
+    /// Print what every block is, as runs: offset, bytes, and where they are.
+    #[arg(long)]
+    pub map: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// The arguments of `serve`.
@@ -62,7 +77,8 @@ pub struct Serve {
     /// The most the sheet may hold, such as 2G; writes beyond it get "no space left".
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub quota: Option<u64>,
-    /// The sheet need not survive the process. (In this version none does.)
+    /// The sheet need not survive the process: it has no journal, and FLUSH costs nothing. So it is for
+    /// every device without --sheet.
     #[arg(long)]
     pub ephemeral: bool,
     /// Whether a write of nothing but zeroes gives its space back instead of taking some.
@@ -121,7 +137,8 @@ Stop it with SIGTERM or SIGINT: requests in flight are answered first. A second 
 
 const EXIT_CODES: &str = "Exit codes:
   0  stopped by a signal, after every request in flight was answered
-  1  could not start: a file, directory, address or the configuration (the message says which)
+  1  could not start: a file, directory, address or the configuration (the message says which);
+     or a sheet that was checked cannot be served
   2  the command line is wrong
   3  aborted by a second signal; requests in flight were not answered";
 
@@ -140,7 +157,9 @@ mod tests {
     fn a_device_on_the_command_line_becomes_a_configuration() {
         let line = "glassine serve --size 1G --listen unix:/a --listen tcp:[::1]:0 --quota 5M \
                     --detect-zeroes off";
-        let Command::Serve(serve) = Cli::parse_from(line.split(' ')).command;
+        let Command::Serve(serve) = Cli::parse_from(line.split_whitespace()).command else {
+            panic!("it says serve")
+        };
         let config = serve.config().unwrap();
         config.check().unwrap();
         assert_eq!(config.listen.len(), 2);

@@ -48,7 +48,7 @@ pub struct DeviceConfig {
     /// Whether writes are refused.
     #[serde(default)]
     pub read_only: bool,
-    /// Whether the sheet need not survive its process. (For now, none does.)
+    /// Whether the sheet need not survive its process: then it has no journal.
     #[serde(default)]
     pub ephemeral: bool,
 }

@@ -19,22 +19,35 @@ pub struct DataFile {
     bytes: AtomicU64,
 }
 
+const BLOCK: u64 = BLOCK_BYTES as u64;
 /// Room in the address space for more than the device holds: private and displaced slots come on top
 /// of the live ones.
 const SLACK_BYTES: u64 = 4 << 30;
 
 impl DataFile {
-    /// An empty data file for a device of this size.
-    #[must_use]
-    pub fn new(file: File, device_bytes: u64) -> Self {
+    /// The data file of a device of this size; what is there of it counts in whole slots.
+    pub fn new(file: File, device_bytes: u64) -> io::Result<Self> {
         let mapping = Mapping::new(device_bytes + SLACK_BYTES, true);
-        Self { file, mapping, bytes: AtomicU64::new(0) }
+        let bytes = file.metadata()?.len().min(mapping.capacity()) / BLOCK * BLOCK;
+        mapping.extend(&file, bytes)?;
+        Ok(Self { file, mapping, bytes: AtomicU64::new(bytes) })
+    }
+
+    /// How many slots it has.
+    #[must_use]
+    pub fn slots(&self) -> u32 {
+        u32::try_from(self.bytes.load(Ordering::Relaxed) / BLOCK).unwrap_or(u32::MAX)
+    }
+
+    /// Makes everything durable that was written so far, and the length. May block.
+    pub fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
     }
 
     /// Appends so many slots, with their space reserved. May block; one call at a time.
     pub fn grow(&self, slots: u32) -> io::Result<()> {
         let old = self.bytes.load(Ordering::Relaxed);
-        let new = old + u64::from(slots) * u64::from(BLOCK_BYTES);
+        let new = old + u64::from(slots) * BLOCK;
         if new > self.mapping.capacity() {
             return Err(io::Error::from(io::ErrorKind::StorageFull));
         }

@@ -1,14 +1,20 @@
 //! One copy-on-write device: its overlay behind a lock, and the files its bytes are in.
 
-use anyhow::ensure;
+use std::io;
+use std::path::Path;
+
+use anyhow::{Context, anyhow, ensure};
+use glassine_core::journal::{Action, Task};
 use glassine_core::limits::{BLOCK_BYTES, DEVICE_BYTES_MAX, GROWTH_SLOTS_MIN};
+use glassine_core::overlay::SessionKey;
 use glassine_core::session::Merge;
 use glassine_core::{Errno, Export, Instant, Overlay, OverlayConfig, Source};
 
 use crate::config::DeviceConfig;
-use crate::data_file::DataFile;
+use crate::data_file::{self, DataFile};
+use crate::journal_files::{JournalFiles, Owner};
 use crate::sheet::{self, Sheet, SheetNote};
-use crate::sync::{Arc, Mutex};
+use crate::sync::{Arc, Mutex, lock};
 use crate::template::Template;
 
 /// A device being served.
@@ -21,7 +27,87 @@ pub struct Device {
     template: Option<Arc<Template>>,
     /// Absent on a read-only device.
     data: Option<DataFile>,
+    /// Absent on a device that need not survive.
+    journal: Option<JournalFiles>,
     sheet: Option<Sheet>,
+}
+
+/// What a use of an overlay leaves to be done.
+#[derive(Debug)]
+#[must_use = "somebody waits for it"]
+pub struct After {
+    /// Grow the data file by so many slots.
+    pub growth: Option<u32>,
+    /// Work of the journal, one of each lane at most.
+    pub tasks: [Option<Task>; 2],
+    /// Sessions to wake.
+    pub woken: Vec<SessionKey>,
+}
+
+/// Where the bytes of a device are, and what they are.
+#[derive(Debug)]
+struct Storage {
+    overlay: Overlay,
+    data: Option<DataFile>,
+    journal: Option<JournalFiles>,
+    sheet: Option<Sheet>,
+}
+
+impl Storage {
+    fn of(overlay: Overlay) -> Self {
+        Self { overlay, data: None, journal: None, sheet: None }
+    }
+
+    fn temporary(owner: &Owner) -> anyhow::Result<Self> {
+        let data = DataFile::new(sheet::temporary_data()?, owner.config.size_bytes);
+        let data = data.context("cannot map a temporary sheet")?;
+        Ok(Self { data: Some(data), ..Self::of(Overlay::new(owner.config.clone())) })
+    }
+
+    /// A sheet in a directory: an empty one, or what its journal says.
+    fn open(path: &Path, ephemeral: bool, note: &SheetNote, owner: &Owner) -> anyhow::Result<Self> {
+        let shown = path.display();
+        let sheet = Sheet::open(path, ephemeral)?;
+        let before = Sheet::note(path);
+        let data = DataFile::new(sheet.begin(note)?, note.size_bytes)
+            .with_context(|| format!("cannot map the data of sheet {shown}"))?;
+        let mut storage = Self::of(Overlay::new(owner.config.clone()));
+        if !ephemeral {
+            let began = std::time::Instant::now();
+            let is_new = !JournalFiles::exist(path);
+            if is_new {
+                JournalFiles::create(path, owner)?;
+            }
+            let journal = JournalFiles::open(path, false)?;
+            let recovered = journal.recover(owner, data.slots(), false);
+            let (overlay, report) = recovered.map_err(|refusal| {
+                let before = before.as_ref().unwrap_or(note);
+                anyhow!("{}", sheet::explain(path, refusal, before, note))
+            })?;
+            if !is_new {
+                let milliseconds = began.elapsed().as_millis() as u64;
+                tracing::info!(
+                    sheet = %shown, milliseconds, generation = report.generation,
+                    checkpoint = report.checkpoint_entries, records = report.records,
+                    edits = report.edits, cut = report.cut, "recovered"
+                );
+            }
+            (storage.overlay, storage.journal) = (overlay, Some(journal));
+        }
+        sheet.write_note(note)?;
+        Ok(Self { data: Some(data), sheet: Some(sheet), ..storage })
+    }
+}
+
+/// An action without its bytes.
+fn kind(action: &Action) -> String {
+    match action {
+        Action::SyncData => "sync the data".to_owned(),
+        Action::Write { file, offset, bytes } => {
+            format!("write {} bytes at {offset} of {file}", bytes.len())
+        }
+        Action::Sync { file } => format!("sync {file}"),
+    }
 }
 
 impl Device {
@@ -40,22 +126,25 @@ impl Device {
             size_bytes <= DEVICE_BYTES_MAX,
             "export {name:?} is larger than 1 PiB; give a smaller --size"
         );
-        let sheet = match &config.sheet {
-            Some(path) if !config.read_only => Some(Sheet::open(path)?),
-            _ => None,
-        };
-        let data = match &sheet {
-            _ if config.read_only => None,
-            None => Some(sheet::temporary_data()?),
-            Some(sheet) => Some(sheet.begin(&SheetNote {
-                format: 0,
-                template: template.as_ref().map(|template| template.path().to_owned()),
-                template_bytes,
+        let owner = Owner {
+            config: OverlayConfig {
                 size_bytes,
-            })?),
+                template_bytes,
+                quota_bytes: config.quota_bytes.unwrap_or(u64::MAX),
+                growth_slots_min: GROWTH_SLOTS_MIN,
+            },
+            template_id: template.as_ref().map_or([0; 32], |template| template.fingerprint()),
         };
-        let data = data.map(|file| DataFile::new(file, size_bytes));
-        let quota_bytes = config.quota_bytes.unwrap_or(u64::MAX);
+        let storage = match &config.sheet {
+            _ if config.read_only => Storage::of(Overlay::new(owner.config)),
+            None => Storage::temporary(&owner)?,
+            Some(path) => {
+                let template = template.as_ref().map(|template| template.path().to_owned());
+                let format = if config.ephemeral { 0 } else { sheet::FORMAT };
+                let note = SheetNote { format, template, template_bytes, size_bytes };
+                Storage::open(path, config.ephemeral, &note, &owner)?
+            }
+        };
         Ok(Self {
             export: Export {
                 name: name.clone(),
@@ -63,16 +152,65 @@ impl Device {
                 size_bytes,
                 read_only: config.read_only,
             },
-            overlay: Mutex::new(Overlay::new(OverlayConfig {
-                size_bytes,
-                template_bytes,
-                quota_bytes,
-                growth_slots_min: GROWTH_SLOTS_MIN,
-            })),
+            overlay: Mutex::new(storage.overlay),
             template,
-            data,
-            sheet,
+            data: storage.data,
+            journal: storage.journal,
+            sheet: storage.sheet,
         })
+    }
+
+    /// The one way to work with the overlay: under its lock, for a batch. What comes of it is to be done by
+    /// [`Pool::settle`](crate::pool::Pool::settle).
+    pub fn with_overlay(&self, work: impl FnOnce(&mut Overlay)) -> After {
+        let mut overlay = lock(&self.overlay);
+        work(&mut overlay);
+        let growth = overlay.poll_growth();
+        let tasks = [overlay.poll_task(), overlay.poll_task()];
+        let mut woken = overlay.take_waiting();
+        while let Some(key) = overlay.poll_woken() {
+            woken.push(key);
+        }
+        After { growth, tasks, woken }
+    }
+
+    /// Whether what is flushed survives.
+    #[must_use]
+    pub fn is_durable(&self) -> bool {
+        self.journal.is_some()
+    }
+
+    /// Appends slots to the data file, and room for the checkpoint that will name them. May block.
+    pub fn grow(&self, slots: u32) -> io::Result<()> {
+        let data = self.data();
+        if let Some(journal) = &self.journal {
+            journal.reserve(u64::from(data.slots()) + u64::from(slots))?;
+        }
+        data.grow(slots)
+    }
+
+    /// Does what the journal asks for. May block.
+    pub fn perform(&self, task: &Task) -> Result<(), Errno> {
+        let journal = self.journal.as_ref().expect("tasks come from a journal");
+        journal.perform(&task.action, self.data()).map_err(|error| {
+            let export = &self.export.name;
+            tracing::error!(
+                export, action = ?kind(&task.action), %error,
+                "the journal failed: writes and flushes of this device fail from now on, reads go on; \
+                 repair the storage and restart"
+            );
+            data_file::errno(&error)
+        })
+    }
+
+    /// Makes everything durable. For when nobody uses the device any more.
+    pub fn close(&self) {
+        let mut overlay = lock(&self.overlay);
+        overlay.flush();
+        while let Some(task) = overlay.poll_task() {
+            let result = self.perform(&task);
+            overlay.finished(task, result);
+        }
     }
 
     /// The data file. Only a device that can be written to has slots.
@@ -97,7 +235,10 @@ impl Device {
         match &self.sheet {
             None if self.export.read_only => format!("{below}, read-only"),
             None => format!("{below}, temporary sheet"),
-            Some(sheet) => format!("{below}, sheet {}", sheet.path().display()),
+            Some(sheet) if self.is_durable() => {
+                format!("{below}, sheet {}", sheet.path().display())
+            }
+            Some(sheet) => format!("{below}, ephemeral sheet {}", sheet.path().display()),
         }
     }
 

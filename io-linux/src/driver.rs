@@ -187,7 +187,7 @@ impl Connection {
             }
             if let Some(output) = self.session.poll() {
                 if let Output::Close { reason } = output {
-                    self.detach();
+                    self.detach(shared);
                     self.count_spill(shared, 0);
                     return Turn::Closed(reason);
                 }
@@ -284,11 +284,12 @@ impl Connection {
         self.session.entered(cell);
     }
 
-    fn detach(&mut self) {
+    fn detach(&mut self, shared: &Shared) {
         if let (Some(device), Some(cell)) = (&self.device, self.session.pin_cell()) {
-            let mut overlay = lock(&device.overlay);
-            overlay.detach(cell);
-            overlay.reclaim();
+            shared.with_overlay(device, |overlay| {
+                overlay.detach(cell);
+                overlay.reclaim();
+            });
         }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! Where to look: `config` and `cli` say what to serve, `server` starts and stops it, `worker` is a
 //! thread's event loop (told by the `router`), `driver` moves one connection, `device` is one
-//! copy-on-write device with its `template`, `sheet` and `data_file`, `pool` does what may block.
+//! copy-on-write device with its `template`, `sheet`, `data_file` and
+//! `journal_files`, `pool` does what may block.
 //! This is the only crate with unsafe code, and all of it is in `sys`, behind the
 //! system calls, and in `copy`.
 
@@ -14,6 +15,7 @@ const _: () = assert!(
     "bugs can be planted in this build of the core; build the server alone: cargo build --release -p glassine"
 );
 
+pub mod check;
 pub mod cli;
 pub mod clock;
 pub mod config;
@@ -22,6 +24,7 @@ mod copy;
 pub mod data_file;
 pub mod device;
 pub mod driver;
+pub mod journal_files;
 pub mod listener;
 pub mod mapping;
 #[cfg(all(test, loom))]

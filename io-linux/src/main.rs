@@ -3,12 +3,13 @@
 #[cfg(loom)]
 compile_error!("with --cfg loom there are models, and no server");
 
-use std::io::IsTerminal;
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
-use glassine::cli::{Cli, Command, LogFormat};
+use glassine::check;
+use glassine::cli::{Check, Cli, Command, LogFormat, Serve};
 use glassine::config::Listen;
 use glassine::device::Device;
 use glassine::server::Server;
@@ -20,22 +21,35 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     start_log(cli.log);
     abort_on_panic();
-    let Command::Serve(serve) = cli.command;
-    let outcome = serve.config().and_then(|config| {
-        let signals = Signals::new([SIGTERM, SIGINT]).context("cannot handle signals")?;
-        Ok((Server::start(&config)?, signals))
-    });
-    match outcome {
-        Ok((server, signals)) => {
-            announce(&server);
-            wait(server, signals)
-        }
-        Err(error) => {
-            // Every cause on one line: what failed, and why.
-            eprintln!("glassine: {error:#}");
-            ExitCode::from(1)
-        }
+    let outcome = match cli.command {
+        Command::Serve(serve) => run(serve),
+        Command::Check(arguments) => check(&arguments),
+    };
+    outcome.unwrap_or_else(|error| {
+        // Every cause on one line: what failed, and why.
+        eprintln!("glassine: {error:#}");
+        ExitCode::from(1)
+    })
+}
+
+fn run(serve: Serve) -> anyhow::Result<ExitCode> {
+    let config = serve.config()?;
+    let signals = Signals::new([SIGTERM, SIGINT]).context("cannot handle signals")?;
+    let server = Server::start(&config)?;
+    announce(&server);
+    Ok(wait(server, signals))
+}
+
+fn check(arguments: &Check) -> anyhow::Result<ExitCode> {
+    let report = check::check(&arguments.sheet, arguments.map)?;
+    let text =
+        if arguments.json { serde_json::to_string_pretty(&report)? } else { report.to_string() };
+    match writeln!(std::io::stdout(), "{text}") {
+        // Whoever reads has seen enough.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
+        written => written.context("cannot print the report")?,
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn start_log(format: LogFormat) {
@@ -66,7 +80,7 @@ fn announce(server: &Server) {
         for address in server.addresses() {
             let name = &device.export.name;
             let bytes = device.export.size_bytes;
-            let sheet = if device.export.read_only {
+            let sheet = if device.export.read_only || device.is_durable() {
                 ""
             } else {
                 "; the sheet is lost when this process ends"

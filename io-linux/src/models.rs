@@ -26,6 +26,7 @@ fn server(workers: usize) -> Arc<Shared> {
         catalog: Arc::new(Catalog::default()),
         limits: Limits::default(),
         pool: Pool::new(Arc::clone(&router)),
+        storage: Pool::new(Arc::clone(&router)),
         router,
         connections: AtomicUsize::new(0),
         spilled: AtomicU64::new(0),
@@ -192,7 +193,7 @@ fn growth_against_waiting(name: &str, bound: Option<usize>, workers: usize) {
         let others: Vec<_> = others.collect();
         write(&shared, &device, 0);
         others.into_iter().for_each(|other| other.join().unwrap());
-        shared.pool.finish();
+        shared.storage.finish();
         assert!((0..workers).all(|worker| completed(&shared, worker).is_empty()));
         let overlay = lock(&device.overlay);
         overlay.audit();
@@ -249,6 +250,7 @@ fn last_handle_cleans_up() {
         let config = DeviceConfig {
             size_bytes: Some(1 << 20),
             sheet: Some(sheet.clone()),
+            ephemeral: true,
             ..DeviceConfig::default()
         };
         let data = sheet.join("data");

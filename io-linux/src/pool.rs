@@ -1,4 +1,4 @@
-//! Threads for what may block: cold template reads, merges from them, and growing data files.
+//! Threads for what may block: cold template reads, merges from them, growing data files, and journals.
 //!
 //! Threads are started as jobs wait, up to a bound, and end when there is nothing to do. Jobs of one
 //! slow template can take them all only up to the bound, which is well above what a host's disks do
@@ -11,11 +11,12 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use glassine_core::Errno;
+use glassine_core::journal::Task;
 use glassine_core::request::RequestId;
 use glassine_core::session::{Input, Merge};
 use glassine_core::sync::weakened;
 
-use crate::device::Device;
+use crate::device::{After, Device};
 use crate::router::{ConnectionId, Mail, Router};
 use crate::sync::{Arc, AtomicBool, Condvar, Mutex, Ordering, lock, thread, wait};
 
@@ -59,6 +60,13 @@ pub enum Job {
         /// By how many slots.
         slots: u32,
     },
+    /// Work for the journal, as the overlay asked.
+    Journal {
+        /// The device.
+        device: Arc<Device>,
+        /// What to do.
+        task: Task,
+    },
 }
 
 /// A handle to the pool.
@@ -100,8 +108,8 @@ impl Pool {
             self.shared.more.notify_one();
             return;
         }
-        let shared = Arc::clone(&self.shared);
-        let started = thread::Builder::new().name("pool".into()).spawn(move || shared.run());
+        let pool = self.clone();
+        let started = thread::Builder::new().name("pool".into()).spawn(move || pool.run());
         match started {
             Ok(_) => state.threads += 1,
             Err(error) if state.threads > 0 => {
@@ -113,8 +121,16 @@ impl Pool {
                 tracing::warn!(%error, "cannot start a pool thread; blocking work stalls a worker");
                 let job = state.jobs.pop_back().expect("just added");
                 drop(state);
-                self.shared.perform(job);
+                self.perform_all(job);
             }
+        }
+    }
+
+    /// Sees to what a use of a device left to be done.
+    pub fn settle(&self, device: &Arc<Device>, after: After) {
+        self.wake(&after);
+        for job in jobs(device, after) {
+            self.submit(job);
         }
     }
 
@@ -128,6 +144,66 @@ impl Pool {
             (state, _) = wait(&self.shared.ended, &self.shared.state, state, IDLE_TIME);
         }
     }
+
+    fn run(&self) {
+        while let Some(job) = self.shared.next() {
+            self.perform_all(job);
+        }
+    }
+
+    /// A job, and what it leads to.
+    fn perform_all(&self, job: Job) {
+        let mut next = Some(job);
+        while let Some(job) = next {
+            next = self.perform(job);
+        }
+    }
+
+    fn wake(&self, after: &After) {
+        for key in &after.woken {
+            self.shared.router.send(ConnectionId(key.0), Mail::Completed(Input::Wake));
+        }
+    }
+
+    /// Does a job, and answers with the first thing that it led to: somebody waits for it, and it is done
+    /// right here.
+    fn perform(&self, job: Job) -> Option<Job> {
+        let (device, after) = match job {
+            Job::Fetch { device, connection, id, offset, length, cancelled } => {
+                let result = if cancelled.load(Ordering::Relaxed) {
+                    Err(Errno::Io)
+                } else {
+                    device.template().fetch(offset, length).map(|()| length)
+                };
+                self.shared.router.send(connection, Mail::Completed(Input::Fetched { id, result }));
+                return None;
+            }
+            Job::Merge { device, connection, id, merge } => {
+                let result = device.merge(&merge);
+                self.shared.router.send(connection, Mail::Completed(Input::Merged { id, result }));
+                return None;
+            }
+            Job::Grow { device, slots } => {
+                let outcome = device.grow(slots);
+                if let Err(error) = &outcome {
+                    let (export, bytes) = (&device.export.name, u64::from(slots) * 4096);
+                    tracing::warn!(export, bytes, %error, "cannot grow the sheet; free some disk space");
+                }
+                let after = device.with_overlay(|overlay| overlay.grown(outcome.is_ok()));
+                (device, after)
+            }
+            Job::Journal { device, task } => {
+                let outcome = device.perform(&task);
+                let after = device.with_overlay(|overlay| overlay.finished(task, outcome));
+                (device, after)
+            }
+        };
+        self.wake(&after);
+        let mut jobs = jobs(&device, after);
+        let first = jobs.next();
+        jobs.for_each(|job| self.submit(job));
+        first
+    }
 }
 
 #[cfg(loom)]
@@ -139,12 +215,6 @@ impl Pool {
 }
 
 impl Shared {
-    fn run(&self) {
-        while let Some(job) = self.next() {
-            self.perform(job);
-        }
-    }
-
     fn next(&self) -> Option<Job> {
         let mut state = lock(&self.state);
         let mut is_late = false;
@@ -167,42 +237,12 @@ impl Shared {
             is_late = timed_out;
         }
     }
+}
 
-    fn perform(&self, job: Job) {
-        match job {
-            Job::Fetch { device, connection, id, offset, length, cancelled } => {
-                let result = if cancelled.load(Ordering::Relaxed) {
-                    Err(Errno::Io)
-                } else {
-                    device.template().fetch(offset, length).map(|()| length)
-                };
-                self.router.send(connection, Mail::Completed(Input::Fetched { id, result }));
-            }
-            Job::Merge { device, connection, id, merge } => {
-                let result = device.merge(&merge);
-                self.router.send(connection, Mail::Completed(Input::Merged { id, result }));
-            }
-            Job::Grow { device, slots } => self.grow(&device, slots),
-        }
-    }
-
-    fn grow(&self, device: &Device, slots: u32) {
-        let mut next = Some(slots);
-        while let Some(slots) = next {
-            let outcome = device.data().grow(slots);
-            if let Err(error) = &outcome {
-                let (export, bytes) = (&device.export.name, u64::from(slots) * 4096);
-                tracing::warn!(export, bytes, %error, "cannot grow the sheet; free some disk space");
-            }
-            let waiting = {
-                let mut overlay = lock(&device.overlay);
-                overlay.grown(outcome.is_ok());
-                next = overlay.poll_growth();
-                overlay.take_waiting()
-            };
-            for key in waiting {
-                self.router.send(ConnectionId(key.0), Mail::Completed(Input::Wake));
-            }
-        }
-    }
+/// What a use of a device left to be done, as jobs.
+fn jobs(device: &Arc<Device>, after: After) -> impl Iterator<Item = Job> {
+    let grow = after.growth.map(|slots| Job::Grow { device: Arc::clone(device), slots });
+    let journal = |task| Job::Journal { device: Arc::clone(device), task };
+    let [one, other] = after.tasks.map(|task| task.map(journal));
+    [one, other, grow].into_iter().flatten()
 }

@@ -47,6 +47,7 @@ impl Server {
             catalog: Arc::new(catalog),
             limits: Limits { detect_zeroes: config.detect_zeroes, ..Limits::default() },
             pool: Pool::new(Arc::clone(&router)),
+            storage: Pool::new(Arc::clone(&router)),
             router,
             connections: AtomicUsize::new(0),
             spilled: AtomicU64::new(0),
@@ -114,6 +115,10 @@ impl Server {
             }
         }
         self.shared.pool.finish();
+        self.shared.storage.finish();
+        for device in &self.shared.devices {
+            device.close();
+        }
     }
 }
 

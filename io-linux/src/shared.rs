@@ -1,12 +1,11 @@
 //! What all threads of a server have in common.
 
-use glassine_core::session::Input;
 use glassine_core::{Catalog, Limits, Overlay};
 
 use crate::device::Device;
-use crate::pool::{Job, Pool};
-use crate::router::{ConnectionId, Mail, Router};
-use crate::sync::{Arc, AtomicU64, AtomicUsize, Ordering, lock};
+use crate::pool::Pool;
+use crate::router::Router;
+use crate::sync::{Arc, AtomicU64, AtomicUsize, Ordering};
 
 /// More connections than this at a time are turned away.
 pub const CONNECTIONS_MAX: usize = 4096;
@@ -26,8 +25,10 @@ pub struct Shared {
     pub limits: Limits,
     /// The workers' mailboxes.
     pub router: Arc<Router>,
-    /// Threads for what may block.
+    /// Threads for template reads, which may take as long as they like.
     pub pool: Pool,
+    /// Threads for our own files. No slow template takes them.
+    pub storage: Pool,
     /// Connections being served.
     pub connections: AtomicUsize,
     /// Memory that replies take which clients do not.
@@ -49,19 +50,8 @@ impl Shared {
         self.connections.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// The one way to work with an overlay: takes its lock for a batch, and then tells whoever has to
-    /// hear of what came of it.
+    /// Works with an overlay, and sees to what comes of it.
     pub fn with_overlay(&self, device: &Arc<Device>, work: impl FnOnce(&mut Overlay)) {
-        let (growth, waiting) = {
-            let mut overlay = lock(&device.overlay);
-            work(&mut overlay);
-            (overlay.poll_growth(), overlay.take_waiting())
-        };
-        if let Some(slots) = growth {
-            self.pool.submit(Job::Grow { device: Arc::clone(device), slots });
-        }
-        for key in waiting {
-            self.router.send(ConnectionId(key.0), Mail::Completed(Input::Wake));
-        }
+        self.storage.settle(device, device.with_overlay(work));
     }
 }

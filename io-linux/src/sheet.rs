@@ -1,21 +1,26 @@
-//! The directory of a sheet: a lock, a note of what the sheet is for, and the data file.
+//! The directory of a sheet: a lock, a note of what the sheet is for, the data file, and the files of its
+//! journal (`journal_files`).
 //!
-//! Until there is a journal a sheet lives no longer than its process: the map that gives the data
-//! file its meaning is in memory only. What an earlier process left behind is replaced.
+//! An ephemeral sheet has no journal, and lives no longer than its process: the map that gives the data file its
+//! meaning is in memory only. What an earlier process left behind of one is replaced.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use glassine_core::journal::recovery::Refusal;
 use serde::{Deserialize, Serialize};
 
+use crate::journal_files::JournalFiles;
 use crate::sys;
 
 /// An open sheet directory; ours alone until it is dropped.
 #[derive(Debug)]
 pub struct Sheet {
     path: PathBuf,
+    /// Whether the data means nothing once the process is gone.
+    is_ephemeral: bool,
     /// Holds the lock.
     _lock: File,
 }
@@ -35,7 +40,7 @@ pub fn temporary_data() -> anyhow::Result<File> {
 /// What a sheet is for; in `sheet.json`.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SheetNote {
-    /// Version of the directory's layout; 0 has no journal.
+    /// Version of the directory's layout: 0 has no journal, 1 has one.
     pub format: u32,
     /// The template below, if any.
     pub template: Option<PathBuf>,
@@ -45,16 +50,26 @@ pub struct SheetNote {
     pub size_bytes: u64,
 }
 
+/// The newest layout of the directory.
+pub const FORMAT: u32 = 1;
 const NOTE: &str = "sheet.json";
+const NEW_NOTE: &str = "sheet.json.new";
 const LOCK: &str = "lock";
 const DATA: &str = "data";
 
 impl Sheet {
     /// Takes a directory, making it if it is not there.
-    pub fn open(path: &Path) -> anyhow::Result<Self> {
+    pub fn open(path: &Path, is_ephemeral: bool) -> anyhow::Result<Self> {
         let shown = path.display();
         fs::create_dir_all(path).with_context(|| format!("cannot make sheet directory {shown}"))?;
-        Ok(Self { path: path.to_owned(), _lock: lock(path)? })
+        let lock = lock(path)?;
+        // Before there is anything that could remove what is in it.
+        if is_ephemeral && JournalFiles::exist(path) {
+            bail!(
+                "sheet {shown} has a journal, and what is in it is to survive; serve it without --ephemeral, or use another --sheet"
+            );
+        }
+        Ok(Self { path: path.to_owned(), is_ephemeral, _lock: lock })
     }
 
     /// Where it is.
@@ -63,56 +78,96 @@ impl Sheet {
         &self.path
     }
 
-    /// Makes sure that the sheet is one for this template and size, and opens an empty data file.
+    /// Makes sure that the sheet is one for this template and size, and opens its data file; an empty one if
+    /// there is no journal to say what is in it.
     pub fn begin(&self, note: &SheetNote) -> anyhow::Result<File> {
         let shown = self.path.display();
-        let note_path = self.path.join(NOTE);
-        if let Ok(text) = fs::read_to_string(&note_path) {
-            self.compare(&text, note)?;
+        let has_journal = JournalFiles::exist(&self.path);
+        if let Ok(text) = fs::read_to_string(self.path.join(NOTE)) {
+            self.compare(&text, note, has_journal)?;
         }
         let data_path = self.path.join(DATA);
-        if fs::metadata(&data_path).is_ok_and(|data| data.len() > 0) {
+        if !has_journal && fs::metadata(&data_path).is_ok_and(|data| data.len() > 0) {
             tracing::warn!(
                 sheet = %shown,
                 "the sheet was left behind by a process that was killed; without a journal its \
                  content cannot be recovered, and the device starts empty"
             );
         }
-        let text = serde_json::to_string_pretty(note).expect("a note has a text form");
-        fs::write(&note_path, text + "\n")
-            .with_context(|| format!("cannot write {}", note_path.display()))?;
         OpenOptions::new()
             .read(true)
             .write(true)
-            .create(true)
-            .truncate(true)
+            .create(!has_journal)
+            .truncate(!has_journal)
             .open(&data_path)
-            .with_context(|| format!("cannot create {}", data_path.display()))
+            .with_context(|| {
+                let path = data_path.display();
+                if has_journal {
+                    return format!(
+                        "cannot open {path}; a sheet needs all of its files: put it back, or use another --sheet"
+                    );
+                }
+                format!("cannot create {path}; the sheet directory must be writable")
+            })
     }
 
-    fn compare(&self, text: &str, note: &SheetNote) -> anyhow::Result<()> {
+    /// Notes what the sheet is for, once it is known to be so.
+    pub fn write_note(&self, note: &SheetNote) -> anyhow::Result<()> {
+        let path = self.path.join(NOTE);
+        let text = serde_json::to_string_pretty(note).expect("a note has a text form") + "\n";
+        if fs::read_to_string(&path).is_ok_and(|before| before == text) {
+            return Ok(());
+        }
+        // Whole or not at all: half a note would be a refusal at the next start.
+        let new = self.path.join(NEW_NOTE);
+        let replace = || {
+            let mut file = File::create(&new)?;
+            file.write_all(text.as_bytes())?;
+            file.sync_all()?;
+            fs::rename(&new, &path)
+        };
+        replace().with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Bytes of the data file in a directory.
+    pub fn data_bytes(path: &Path) -> std::io::Result<u64> {
+        Ok(fs::metadata(path.join(DATA))?.len())
+    }
+
+    /// What a note that is there says the sheet is for.
+    #[must_use]
+    pub fn note(path: &Path) -> Option<SheetNote> {
+        serde_json::from_str(&fs::read_to_string(path.join(NOTE)).ok()?).ok()
+    }
+
+    /// A journal knows its template by its content, so that both may be moved.
+    fn compare(&self, text: &str, note: &SheetNote, has_journal: bool) -> anyhow::Result<()> {
         let shown = self.path.display();
         let path = self.path.join(NOTE);
         let path = path.display();
-        let found: SheetNote = serde_json::from_str(text).with_context(|| {
-            format!(
-                "{path} cannot be read; use another --sheet, or remove {shown} if it is not needed"
-            )
-        })?;
-        if found.format > note.format {
+        let found: SheetNote = match serde_json::from_str(text) {
+            Ok(found) => found,
+            Err(error) if has_journal => {
+                // The superblock says all that counts.
+                tracing::warn!(note = %path, %error, "the note cannot be read, and is written anew");
+                return Ok(());
+            }
+            Err(error) => {
+                let advice = "use another --sheet, or remove the sheet if it is not needed";
+                return Err(error).with_context(|| format!("{path} cannot be read; {advice}"));
+            }
+        };
+        if found.format > FORMAT {
             bail!(
                 "sheet {shown} was made by a later version of glassine; use that version, or another --sheet"
             );
         }
-        if found.template != note.template || found.template_bytes != note.template_bytes {
-            let describe = |note: &SheetNote| match &note.template {
-                Some(template) => format!("{} ({} bytes)", template.display(), note.template_bytes),
-                None => "a blank device".to_owned(),
-            };
+        let moved = found.template != note.template && !has_journal;
+        if moved || found.template_bytes != note.template_bytes {
             bail!(
                 "sheet {shown} belongs to {}, not to {}; use another --sheet, or remove {shown} if it is not needed",
-                describe(&found),
-                describe(note),
+                found.describe_template(),
+                note.describe_template(),
             );
         }
         if found.size_bytes != note.size_bytes {
@@ -126,10 +181,43 @@ impl Sheet {
     }
 }
 
+impl SheetNote {
+    /// What the device is over, in words.
+    #[must_use]
+    pub fn describe_template(&self) -> String {
+        match &self.template {
+            Some(template) => format!("{} ({} bytes)", template.display(), self.template_bytes),
+            None => "a blank device".to_owned(),
+        }
+    }
+}
+
+/// Why a sheet cannot be served, and what to do.
+#[must_use]
+pub fn explain(path: &Path, refusal: Refusal, before: &SheetNote, note: &SheetNote) -> String {
+    let shown = path.display();
+    match refusal {
+        Refusal::Template => format!(
+            "sheet {shown} belongs to {}, not to {}, which has other content; serve it over what it was made over, or use another --sheet",
+            before.describe_template(),
+            note.describe_template(),
+        ),
+        Refusal::DeviceSize { expected } => format!(
+            "sheet {shown} belongs to a device of {expected} bytes, not of {}; use that --size, another --sheet, or remove {shown}",
+            note.size_bytes
+        ),
+        refusal => format!(
+            "sheet {shown} cannot be recovered: {refusal}; nothing was changed: run glassine check {shown}, restore the sheet from a copy, or use another --sheet"
+        ),
+    }
+}
+
 impl Drop for Sheet {
     fn drop(&mut self) {
-        // Without its map the data means nothing; its space is wanted back.
-        let _ = fs::remove_file(self.path.join(DATA));
+        if self.is_ephemeral {
+            // Without its map the data means nothing; its space is wanted back.
+            let _ = fs::remove_file(self.path.join(DATA));
+        }
     }
 }
 

@@ -131,6 +131,15 @@ pub fn allocate(file: &File, offset: u64, length: u64) -> io::Result<()> {
     check_int(unsafe { libc::fallocate(file.as_raw_fd(), 0, offset, length) }).map(drop)
 }
 
+/// A number that nobody can foresee.
+pub fn random() -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    // SAFETY: `bytes` has room for as many as it says.
+    let got = check(unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) })?;
+    assert_eq!(got, bytes.len(), "so few bytes come at once");
+    Ok(u64::from_ne_bytes(bytes))
+}
+
 /// Asks the kernel to read a part of a file ahead.
 pub fn will_need(file: &File, offset: u64, length: u64) {
     let (offset, length) = (offset as libc::off_t, length as libc::off_t);

@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use glassine_core::limits::DEVICE_BYTES_MAX;
 use glassine_core::{Errno, Instant};
+use sha2::{Digest, Sha256};
 
 use crate::mapping::Mapping;
 use crate::sync::{AtomicU64, Ordering};
@@ -33,6 +34,7 @@ pub struct Template {
     file: File,
     bytes: u64,
     identity: (u64, u64),
+    fingerprint: [u8; 32],
     mapping: Mapping,
     /// For each granule, when it was last found resident as a whole.
     warm_at: Box<[AtomicU64]>,
@@ -58,12 +60,15 @@ impl Template {
         ensure!(bytes <= DEVICE_BYTES_MAX, "template {shown} is larger than 1 PiB");
         let mapping = Mapping::new(bytes, false);
         mapping.extend(&file, bytes).with_context(|| format!("cannot map template {shown}"))?;
+        let fingerprint =
+            fingerprint(&file, bytes).with_context(|| format!("cannot read template {shown}"))?;
         let granules = bytes.div_ceil(GRANULE_BYTES);
         Ok(Self {
             path: path.canonicalize().unwrap_or_else(|_| path.to_owned()),
             file,
             bytes,
             identity: (metadata.dev(), metadata.ino()),
+            fingerprint,
             mapping,
             warm_at: (0..granules).map(|_| AtomicU64::new(0)).collect(),
         })
@@ -85,6 +90,13 @@ impl Template {
     #[must_use]
     pub fn identity(&self) -> (u64, u64) {
         self.identity
+    }
+
+    /// What its content is known by: a SHA-256 over its size and 64 blocks all over it. It tells images
+    /// apart that are different images, not every change of one.
+    #[must_use]
+    pub fn fingerprint(&self) -> [u8; 32] {
+        self.fingerprint
     }
 
     /// Hands out pointers to a range, for the kernel.
@@ -158,4 +170,21 @@ impl Template {
             Errno::Io
         })
     }
+}
+
+fn fingerprint(file: &File, bytes: u64) -> io::Result<[u8; 32]> {
+    const SAMPLES: u64 = 64;
+    const SAMPLE_BYTES: u64 = 4096;
+    let mut digest = Sha256::new();
+    digest.update(bytes.to_le_bytes());
+    let mut sample = [0; SAMPLE_BYTES as usize];
+    for index in 0..SAMPLES {
+        // The first and the last bytes, and as many between; a small image all of it.
+        let room = bytes.saturating_sub(SAMPLE_BYTES);
+        let offset = (u128::from(room) * u128::from(index) / u128::from(SAMPLES - 1)) as u64;
+        let there = (bytes - offset).min(SAMPLE_BYTES) as usize;
+        file.read_exact_at(&mut sample[..there], offset)?;
+        digest.update(&sample[..there]);
+    }
+    Ok(digest.finalize().into())
 }

@@ -5,9 +5,10 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
-use glassine_core::Instant;
 use glassine_core::session::Input;
+use glassine_core::{Instant, Overlay};
 
 use crate::clock;
 use crate::driver::{Connection, Scratch, Turn};
@@ -16,6 +17,8 @@ use crate::shared::Shared;
 use crate::sync::Arc;
 use crate::sys::{Epoll, Ready, no_events};
 
+/// How long a write may stay without being durable if nobody flushes.
+const FLUSH_TIME: Duration = Duration::from_secs(5);
 /// The epoll token of the mailbox; connections count from 1.
 const MAILBOX: u64 = 0;
 
@@ -32,6 +35,8 @@ pub struct Worker {
     scratch: Scratch,
     /// No deadline of any connection is earlier.
     next_tick: Option<Instant>,
+    /// When this worker flushes devices that nobody flushed. One worker does.
+    next_flush: Option<Instant>,
     draining: bool,
 }
 
@@ -40,6 +45,8 @@ impl Worker {
     pub fn new(index: usize, shared: Arc<Shared>) -> io::Result<Self> {
         let epoll = Epoll::new()?;
         epoll.add_signal(shared.router.signal(index), MAILBOX)?;
+        let flushes = index == 0 && shared.devices.iter().any(|device| device.is_durable());
+        let next_flush = flushes.then(|| clock::now().after(FLUSH_TIME));
         Ok(Self {
             index,
             shared,
@@ -49,6 +56,7 @@ impl Worker {
             due: Vec::new(),
             scratch: Scratch::default(),
             next_tick: None,
+            next_flush,
             draining: false,
         })
     }
@@ -73,6 +81,7 @@ impl Worker {
                 self.take_mail();
             }
             self.tick();
+            self.flush();
             std::mem::swap(&mut turns, &mut self.due);
             for serial in turns.drain(..) {
                 self.turn(serial);
@@ -87,7 +96,8 @@ impl Worker {
         if !self.due.is_empty() {
             return Some(0);
         }
-        let left = self.next_tick?.since(clock::now());
+        let next = [self.next_tick, self.next_flush].into_iter().flatten().min()?;
+        let left = next.since(clock::now());
         // Rounded up: waking just before the deadline would only mean to wait again.
         Some(u32::try_from(left.as_millis()).unwrap_or(u32::MAX).saturating_add(1))
     }
@@ -162,6 +172,19 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// Makes durable what was written, though nobody asks, so that a power cut takes no more than the last
+    /// seconds from clients that never flush.
+    fn flush(&mut self) {
+        let now = clock::now();
+        if self.next_flush.is_none_or(|at| at > now) {
+            return;
+        }
+        for device in self.shared.devices.iter().filter(|device| device.is_durable()) {
+            self.shared.with_overlay(device, Overlay::flush);
+        }
+        self.next_flush = Some(now.after(FLUSH_TIME));
     }
 
     /// Tells the time to all connections, if it is time for one of them.

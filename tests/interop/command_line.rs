@@ -73,6 +73,8 @@ fn a_sheet_has_one_owner_and_one_template() {
     make_image(&other, 10_000, 2);
     let sheet = directory.path().join("sheet");
     let server = Server::over(&one, &["--sheet", path(&sheet)]);
+    // It listens before it takes the sheet, and serves after.
+    drop(Client::open(&server.socket()));
     let listen = format!("unix:{}", directory.path().join("x").display());
     let said =
         refused(&["--template", path(&one), "--sheet", path(&sheet), "--listen", &listen], 1);
@@ -85,9 +87,30 @@ fn a_sheet_has_one_owner_and_one_template() {
     let said =
         refused(&["--template", path(&one), "--sheet", path(&sheet), "--listen", &listen], 1);
     says(&said, &["10000", "10001"]);
+    // Where the note says nothing, the superblock does.
     fs::write(sheet.join("sheet.json"), b"nonsense").expect("the sheet is writable");
     let said =
         refused(&["--template", path(&one), "--sheet", path(&sheet), "--listen", &listen], 1);
+    says(&said, &["10000", "10001"]);
+    make_image(&one, 10_000, 1);
+    Server::over(&one, &["--sheet", path(&sheet)]).stop();
+    let note = fs::read_to_string(sheet.join("sheet.json")).expect("it is there");
+    assert!(note.contains(path(&one)), "{note}");
+    let throwaway = directory.path().join("throwaway");
+    fs::create_dir(&throwaway).expect("scratch is writable");
+    fs::write(throwaway.join("sheet.json"), b"nonsense").expect("the sheet is writable");
+    let said = refused(
+        &[
+            "--template",
+            path(&one),
+            "--sheet",
+            path(&throwaway),
+            "--ephemeral",
+            "--listen",
+            &listen,
+        ],
+        1,
+    );
     says(&said, &["sheet.json", "cannot be read"]);
 }
 
@@ -256,26 +279,47 @@ fn a_template_that_shrinks_costs_an_error_and_nothing_else() {
 
 #[test]
 fn a_full_disk_is_enospc_and_goes_away_with_its_cause() {
+    // A journal takes its space when the sheet is made; what is left is for data.
+    for (size, mode) in [("8M", &["--ephemeral"][..]), ("17M", &[])] {
+        fill_a_disk(size, mode);
+    }
+}
+
+fn fill_a_disk(size: &str, mode: &[&str]) {
     let directory = scratch();
     let mount = directory.path().join("small");
     fs::create_dir(&mount).expect("scratch is writable");
-    tool("mount", &["-t", "tmpfs", "-o", "size=8M", "none", path(&mount)]);
-    let server = Server::blank("64M", &["--sheet", path(&mount.join("sheet"))]);
+    tool("mount", &["-t", "tmpfs", "-o", &format!("size={size}"), "none", path(&mount)]);
+    let sheet = mount.join("sheet");
+    let mut arguments = vec!["--sheet", path(&sheet)];
+    arguments.extend(mode);
+    let server = Server::blank("64M", &arguments);
     let mut client = Client::open(&server.socket());
     let mut written = 0u64;
     while client.write(written, &[7; 64 << 10]) == 0 {
         written += 64 << 10;
-        assert!(written < 8 << 20, "the disk has an end");
+        assert!(written < 9 << 20, "the disk has an end");
     }
     assert!(written >= 5 << 20, "the disk was used: {written}");
     assert_eq!(client.write(written, &[7; 64 << 10]), 28, "ENOSPC");
-    // Reads, trims and zeroes are served; and a write again, once there is room.
+    // Reads, flushes, trims and zeroes are served; and a write again, once there is room.
     assert!(client.read(0, 1 << 20).iter().all(|byte| *byte == 7));
+    assert_eq!(client.ask(0, glassine_tests::client::FLUSH, 0, 0), 0);
     assert_eq!(client.ask(0, glassine_tests::client::TRIM, 0, 1 << 20), 0);
     assert_eq!(client.write(written, &[8; 64 << 10]), 0, "trimmed space is used again");
     assert!(client.read(written, 64 << 10).iter().all(|byte| *byte == 8));
     assert!(client.read(1 << 20, 1 << 20).iter().all(|byte| *byte == 7));
+    assert_eq!(client.ask(0, glassine_tests::client::FLUSH, 0, 0), 0);
     server.stop();
+    if mode.is_empty() {
+        // The full disk holds all that was acknowledged.
+        let server = Server::blank("64M", &arguments);
+        let mut client = Client::open(&server.socket());
+        assert!(client.read(written, 64 << 10).iter().all(|byte| *byte == 8));
+        assert!(client.read(0, 1 << 20).iter().all(|byte| *byte == 0));
+        assert!(client.read(1 << 20, 1 << 20).iter().all(|byte| *byte == 7));
+        server.stop();
+    }
     tool("umount", &[path(&mount)]);
 }
 
@@ -286,7 +330,7 @@ fn a_sheet_page_that_cannot_be_had_costs_an_error_and_no_signal() {
     fs::create_dir(&mount).expect("scratch is writable");
     tool("mount", &["-t", "tmpfs", "-o", "size=8M", "none", path(&mount)]);
     let sheet = mount.join("sheet");
-    let server = Server::blank("64M", &["--sheet", path(&sheet)]);
+    let server = Server::blank("64M", &["--sheet", path(&sheet), "--ephemeral"]);
     let mut client = Client::open(&server.socket());
     assert_eq!(client.write(0, &[7; 4096]), 0);
     // Somebody takes the reserved space of the sheet away: its pages can no longer be had.
@@ -301,4 +345,104 @@ fn a_sheet_page_that_cannot_be_had_costs_an_error_and_no_signal() {
     assert_eq!(client.read(4096, 4096), [9; 4096]);
     server.stop();
     tool("umount", &[path(&mount)]);
+}
+
+#[test]
+fn a_sheet_with_a_journal_is_refused_whole_and_loses_nothing() {
+    let directory = scratch();
+    let sheet = directory.path().join("sheet");
+    let listen = format!("unix:{}", directory.path().join("x").display());
+    let arguments = ["--size", "1M", "--sheet", path(&sheet), "--listen", &listen];
+    let serve = || Server::blank("1M", &["--sheet", path(&sheet)]);
+    let server = serve();
+    let mut client = Client::open(&server.socket());
+    assert_eq!(client.write(4096, &[7; 4096]), 0);
+    server.stop();
+    // Found by hand: the refusal removed the data.
+    let ephemeral: Vec<_> = arguments.into_iter().chain(["--ephemeral"]).collect();
+    says(&refused(&ephemeral, 1), &["has a journal", "without --ephemeral"]);
+    // Every file is needed, and every byte of the journal before its end.
+    for name in ["data", "journal.0", "journal.1", "checkpoint.0"] {
+        let (there, away) = (sheet.join(name), directory.path().join("away"));
+        fs::rename(&there, &away).expect("it is there");
+        says(&refused(&arguments, 1), &[name, "needs all of its files"]);
+        fs::rename(&away, &there).expect("it is back");
+    }
+    let server = serve();
+    assert_eq!(Client::open(&server.socket()).read(4096, 4096), [7; 4096]);
+    let mut client = Client::open(&server.socket());
+    for block in 0..3 {
+        assert_eq!(client.write(block * 4096, &[8; 4096]), 0);
+        assert_eq!(client.ask(0, glassine_tests::client::FLUSH, 0, 0), 0);
+    }
+    server.stop();
+    let journal = sheet.join("journal.0");
+    let whole = fs::read(&journal).expect("it is there");
+    let mut damaged = whole.clone();
+    damaged[100] ^= 1;
+    fs::write(&journal, &damaged).expect("it is writable");
+    says(&refused(&arguments, 1), &["journal.0", "damaged at byte 0", "glassine check"]);
+    assert_eq!(fs::read(&journal).expect("it is there"), damaged, "nothing was changed");
+    fs::write(&journal, &whole).expect("it is writable");
+    let server = serve();
+    assert_eq!(Client::open(&server.socket()).read(0, 12288), [8; 12288]);
+    server.stop();
+}
+
+#[test]
+fn a_moved_sheet_is_known_by_its_templates_content() {
+    let directory = scratch();
+    let (one, copy) = (directory.path().join("1.img"), directory.path().join("2.img"));
+    make_image(&one, 1 << 20, 1);
+    let (here, there) = (directory.path().join("here"), directory.path().join("there"));
+    let server = Server::over(&one, &["--sheet", path(&here)]);
+    assert_eq!(Client::open(&server.socket()).write(0, &[7; 4096]), 0);
+    server.stop();
+    fs::rename(&here, &there).expect("it can be moved");
+    fs::rename(&one, &copy).expect("it can be moved");
+    let server = Server::over(&copy, &["--sheet", path(&there)]);
+    assert_eq!(Client::open(&server.socket()).read(0, 4096), [7; 4096]);
+    server.stop();
+    let out = tool(path(&glassine_tests::server::glassine()), &["check", path(&there), "--map"]);
+    for part in ["4096 bytes written", path(&copy), "data at 0", "template"] {
+        assert!(out.contains(part), "{part:?} is missing in: {out}");
+    }
+}
+
+#[test]
+fn a_failed_sync_is_final_until_the_restart() {
+    let directory = scratch();
+    let sheet = directory.path().join("sheet");
+    let server = Server::blank("1M", &["--sheet", path(&sheet)]);
+    let mut client = Client::open(&server.socket());
+    assert_eq!(client.write(0, &[7; 4096]), 0);
+    assert_eq!(client.ask(0, glassine_tests::client::FLUSH, 0, 0), 0);
+    server.stop();
+    let server_directory = scratch();
+    let mut command = std::process::Command::new("strace");
+    // With -D the server is our child, and strace is not. The first sync of the data fails, and no other.
+    command.args(["-D", "-f", "-qq", "-o", "/dev/null", "-P", path(&sheet.join("data"))]);
+    command
+        .args(["-e", "inject=fdatasync:error=EIO:when=1"])
+        .arg(glassine_tests::server::glassine());
+    command.args(["serve", "--size", "1M", "--sheet", path(&sheet), "--listen"]);
+    command.arg(format!("unix:{}", server_directory.path().join("x.sock").display()));
+    let server = Server::spawn(command, server_directory);
+    let mut client = Client::open(&server.socket());
+    assert_eq!(client.write(0, &[8; 4096]), 0, "visible, and not durable");
+    assert_eq!(client.read(0, 4096), [8; 4096]);
+    for _ in 0..2 {
+        assert_eq!(client.ask(0, glassine_tests::client::FLUSH, 0, 0), 5, "EIO");
+    }
+    assert_eq!(client.write(4096, &[9; 4096]), 5, "it could never become durable");
+    assert_eq!(client.read(0, 4096), [8; 4096], "reads go on");
+    let log = server.log();
+    assert!(log.contains("the journal failed") && log.contains("sync the data"), "{log}");
+    drop(server);
+    let server = Server::blank("1M", &["--sheet", path(&sheet)]);
+    let mut client = Client::open(&server.socket());
+    assert_eq!(client.read(0, 4096), [7; 4096], "what was acknowledged is there");
+    assert_eq!(client.write(0, &[9; 4096]), 0);
+    assert_eq!(client.ask(0, glassine_tests::client::FLUSH, 0, 0), 0);
+    server.stop();
 }
