@@ -189,7 +189,7 @@ fn planted_mistakes_of_recovery_are_found_in_random_operations() {
     ];
     let found = bugs.map(|bug| {
         judge::plant(Some(bug));
-        let found = (0..40_000).find(|seed| {
+        let found = (0..400_000).find(|seed| {
             let mut tape = Tape::seeded(*seed);
             let bytes: Vec<u8> =
                 (0..tape.draw(Lane::Net, 300)).map(|_| tape.draw(Lane::Net, 256) as u8).collect();
