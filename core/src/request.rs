@@ -62,6 +62,8 @@ pub(crate) struct Request {
     pub(crate) fua: bool,
     pub(crate) extent: Extent,
     pub(crate) edges: Vec<Edge>,
+    /// There were edges, and nothing had to be done at them.
+    pub(crate) edges_dropped: bool,
     pub(crate) runs: Vec<Run>,
     pub(crate) grant: Option<Grant>,
     /// The part of the payload that lies in the staging buffer.
@@ -93,6 +95,7 @@ impl Request {
             fua: false,
             extent: Extent { blocks: 0..0, zero: 0..0, provision: false },
             edges: Vec::new(),
+            edges_dropped: false,
             runs: Vec::new(),
             grant: None,
             staged: None,
@@ -125,6 +128,7 @@ impl Request {
         let outward = planted(Bug::ZeroesRoundOutward);
         let zero = if outward { blocks.clone() } else { self.whole_blocks(size_bytes) };
         self.extent = Extent { blocks, zero, provision };
+        self.edges_dropped = false;
         self.find_edges();
     }
 
@@ -186,6 +190,7 @@ impl Request {
 
     /// Leaves only the zero part: nothing has to be done at the edges.
     pub(crate) fn drop_edges(&mut self) {
+        self.edges_dropped = !self.edges.is_empty();
         self.edges.clear();
         self.extent.blocks = self.extent.zero.clone();
     }
@@ -311,6 +316,7 @@ impl Table {
         request.fast = false;
         request.fua = false;
         request.edges.clear();
+        request.edges_dropped = false;
         request.arriving = false;
         request.direct_left = 0;
         request.fetched = false;

@@ -19,8 +19,8 @@ impl Session {
     pub(super) fn admit(&mut self, index: u16, overlay: &mut Overlay) {
         let request = self.table.get_mut(index);
         // WRITE_ZEROES: edges that are zero already need nothing. All or none: what is left out here
-        // takes effect now, and must not do so before the rest.
-        if request.command == Command::Zero && !request.extent.provision {
+        // takes effect now, and must not do so before the rest; so not while the journal takes nothing in.
+        if request.command == Command::Zero && !request.extent.provision && !self.backlogged {
             let is_zero = |entry| matches!(entry, Entry::Zero | Entry::ZeroProvisioned);
             if request.edges.iter().all(|edge| is_zero(overlay.entry(edge.block))) {
                 if !request.edges.is_empty() {
@@ -153,7 +153,16 @@ impl Session {
             Err(Conflict::Backlog) => {
                 overlay.wait_for_journal(self.key);
                 self.backlogged = true;
-                self.publish.push_front(index);
+                if request.edges_dropped {
+                    // They may be zero no more when the journal has room again.
+                    overlay.release(&request.extent, &mut request.runs, grant);
+                    request.grant = None;
+                    let Phase::Transmission { size_bytes, .. } = self.phase else { unreachable!() };
+                    request.cover_zeroes(size_bytes, false);
+                    self.admit.push_front(index);
+                } else {
+                    self.publish.push_front(index);
+                }
                 return;
             }
             Err(conflict @ (Conflict::NoSpace | Conflict::Failed)) => {
