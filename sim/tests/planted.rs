@@ -9,17 +9,17 @@ use sim::planted::{self, Search};
 use sim::shrink;
 use sim::trace::Trace;
 
-/// What a drawn world shows only once in thousands, and every short sequence for certain: see `crashes.rs`.
-const FOUND_FOR_CERTAIN: [Bug; 1] = [Bug::CheckpointRaces];
+/// What a drawn world shows only once in many thousands: `crashes.rs` finds the first for certain, and a kept tape
+/// shows the second.
+const RARE: [Bug; 2] = [Bug::CheckpointRaces, Bug::EdgesForgotten];
 
 /// The smoke form of `sim planted`: one search for each bug.
 #[test]
 fn every_planted_bug_is_found() {
     let search = Search { trials: 1, seeds_max: 20_000 };
-    let bugs: Vec<_> =
-        Bug::ALL.iter().copied().filter(|bug| !FOUND_FOR_CERTAIN.contains(bug)).collect();
+    let bugs: Vec<_> = Bug::ALL.iter().copied().filter(|bug| !RARE.contains(bug)).collect();
     let all = planted::search(&bugs, search, |found| println!("{found}"));
-    assert_eq!(all.len(), Bug::ALL.len() - FOUND_FOR_CERTAIN.len());
+    assert_eq!(all.len(), Bug::ALL.len() - RARE.len());
     let missed: Vec<_> =
         all.iter().filter(|found| !found.always()).map(|found| found.bug.id()).collect();
     assert!(missed.is_empty(), "not found within {} seeds: {missed:?}", search.seeds_max);

@@ -17,10 +17,11 @@ impl Session {
 
     /// Asks for slots; then the payload can go where it belongs.
     pub(super) fn admit(&mut self, index: u16, overlay: &mut Overlay) {
+        let is_late = self.backlogged && !planted(Bug::EdgesForgotten);
         let request = self.table.get_mut(index);
         // WRITE_ZEROES: edges that are zero already need nothing. All or none: what is left out here
         // takes effect now, and must not do so before the rest; so not while the journal takes nothing in.
-        if request.command == Command::Zero && !request.extent.provision && !self.backlogged {
+        if request.command == Command::Zero && !request.extent.provision && !is_late {
             let is_zero = |entry| matches!(entry, Entry::Zero | Entry::ZeroProvisioned);
             if request.edges.iter().all(|edge| is_zero(overlay.entry(edge.block))) {
                 if !request.edges.is_empty() {
@@ -153,7 +154,7 @@ impl Session {
             Err(Conflict::Backlog) => {
                 overlay.wait_for_journal(self.key);
                 self.backlogged = true;
-                if request.edges_dropped {
+                if request.edges_dropped && !planted(Bug::EdgesForgotten) {
                     // They may be zero no more when the journal has room again.
                     overlay.release(&request.extent, &mut request.runs, grant);
                     request.grant = None;
