@@ -476,8 +476,10 @@ impl Journal {
             }
             let content = match entry {
                 MapEntry::Slot(slot) => Content::Slots(slot),
+                // The write that claims the space is not published: a crash would take it.
+                MapEntry::ZeroClaimed if !planted(Bug::ClaimForgotten) => Content::ZeroProvisioned,
                 MapEntry::ZeroProvisioned => Content::ZeroProvisioned,
-                MapEntry::Zero | MapEntry::Template => Content::Zero,
+                MapEntry::Zero | MapEntry::ZeroClaimed | MapEntry::Template => Content::Zero,
             };
             let entry = Entry { block, count, content };
             if !open.as_mut().is_some_and(|open| open.absorb(&entry))

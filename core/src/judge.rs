@@ -62,6 +62,7 @@ named! {
         QuotaLeak = "quota-leak": "a released write keeps its charge on the quota",
         TrimKeepsSlot = "trim-keeps-slot": "a trim forgets the slots it displaces",
         TrimFallsThrough = "trim-falls-through": "a trimmed block shows the template again",
+        ClaimForgotten = "claim-forgotten": "a checkpoint forgets space set aside that a write under way is using",
         EdgesForgotten = "edges-forgotten": "zeroes leave out edges that were zero, though they are published later",
         ZeroDetectPartial = "zero-detect-partial": "a write of zeroes to a part of a block zeroes all of it",
         ZeroesRoundOutward = "zero-wipes-block": "zeroes over a part of a block zero all of it",

@@ -20,6 +20,9 @@ pub enum Entry {
     Zero,
     /// Zero, and space is set aside: a later write finds a slot.
     ZeroProvisioned,
+    /// Zero; space was set aside, and a write under way uses it. Nobody else may count on it, but if the write
+    /// comes to nothing, or a crash takes it, the space is set aside again.
+    ZeroClaimed,
     /// The bytes are in this slot.
     Slot(SlotId),
 }
@@ -33,6 +36,8 @@ pub enum Uniform {
     Zero,
     /// See [`Entry::ZeroProvisioned`].
     ZeroProvisioned,
+    /// See [`Entry::ZeroClaimed`].
+    ZeroClaimed,
 }
 
 impl From<Uniform> for Entry {
@@ -41,6 +46,7 @@ impl From<Uniform> for Entry {
             Uniform::Template => Self::Template,
             Uniform::Zero => Self::Zero,
             Uniform::ZeroProvisioned => Self::ZeroProvisioned,
+            Uniform::ZeroClaimed => Self::ZeroClaimed,
         }
     }
 }
@@ -65,7 +71,7 @@ impl Tally {
         match entry {
             Entry::Slot(_) => self.slots += 1,
             Entry::ZeroProvisioned => self.reserved += 1,
-            Entry::Template | Entry::Zero => {}
+            Entry::Template | Entry::Zero | Entry::ZeroClaimed => {}
         }
     }
 
@@ -73,7 +79,7 @@ impl Tally {
         match entry {
             Entry::Slot(_) => self.slots -= 1,
             Entry::ZeroProvisioned => self.reserved -= 1,
-            Entry::Template | Entry::Zero => {}
+            Entry::Template | Entry::Zero | Entry::ZeroClaimed => {}
         }
     }
 
@@ -90,7 +96,7 @@ impl Tally {
     fn uniform(uniform: Uniform, blocks: u64) -> Self {
         match uniform {
             Uniform::ZeroProvisioned => Self { slots: 0, reserved: blocks },
-            Uniform::Template | Uniform::Zero => Self::default(),
+            Uniform::Template | Uniform::Zero | Uniform::ZeroClaimed => Self::default(),
         }
     }
 }
@@ -98,18 +104,19 @@ impl Tally {
 const FANOUT_BITS: u32 = 9;
 const FANOUT: usize = 1 << FANOUT_BITS;
 
-/// An entry in four bytes: three tags, then slot numbers.
+/// An entry in four bytes: four tags, then slot numbers.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Packed(u32);
 
 impl Packed {
-    const FIRST_SLOT: u32 = 3;
+    const FIRST_SLOT: u32 = 4;
 
     fn pack(entry: Entry) -> Self {
         Self(match entry {
             Entry::Template => 0,
             Entry::Zero => 1,
             Entry::ZeroProvisioned => 2,
+            Entry::ZeroClaimed => 3,
             Entry::Slot(slot) => slot.0 + Self::FIRST_SLOT,
         })
     }
@@ -124,6 +131,7 @@ impl Packed {
             0 => Entry::Template,
             1 => Entry::Zero,
             2 => Entry::ZeroProvisioned,
+            3 => Entry::ZeroClaimed,
             slot => Entry::Slot(SlotId(slot - Self::FIRST_SLOT)),
         }
     }
@@ -318,7 +326,7 @@ impl Map {
         self.walk(0..self.blocks, &mut |range, entry| match entry {
             Entry::Slot(_) => tally.slots += range.end - range.start,
             Entry::ZeroProvisioned => tally.reserved += range.end - range.start,
-            Entry::Template | Entry::Zero => {}
+            Entry::Template | Entry::Zero | Entry::ZeroClaimed => {}
         });
         assert_eq!(tally, self.tally, "the tally of the map agrees with its entries");
     }

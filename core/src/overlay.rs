@@ -253,7 +253,9 @@ impl Overlay {
                 let there = (self.config.template_bytes - start).min(BLOCK);
                 (Source::Template { offset: start }, there as u32)
             }
-            Entry::Template | Entry::Zero | Entry::ZeroProvisioned => (Source::Zero, 0),
+            Entry::Template | Entry::Zero | Entry::ZeroProvisioned | Entry::ZeroClaimed => {
+                (Source::Zero, 0)
+            }
         }
     }
 
@@ -294,7 +296,7 @@ impl Overlay {
                     put(Segment { source, length: there - start });
                     put(Segment { source: Source::Zero, length: end - there });
                 }
-                Entry::Zero | Entry::ZeroProvisioned => {
+                Entry::Zero | Entry::ZeroProvisioned | Entry::ZeroClaimed => {
                     put(Segment { source: Source::Zero, length: end - start });
                 }
             }
@@ -346,7 +348,7 @@ impl Overlay {
         }
         if grant.used > 0 && !planted(Bug::SpaceUsedTwice) {
             mark(Mark::ProvisionUsed);
-            self.mark_zero(extent, Entry::ZeroProvisioned, Uniform::Zero, u64::MAX);
+            self.mark_zero(extent, Entry::ZeroProvisioned, Uniform::ZeroClaimed, u64::MAX);
         }
         self.slots.take(count, runs);
         self.charged += grant.charge;
@@ -366,7 +368,7 @@ impl Overlay {
         if grant.used > 0 && !planted(Bug::SpaceUsedTwice) {
             mark(Mark::ProvisionRestored);
             // The slots that came out of what was set aside are free again: set it aside again.
-            self.mark_zero(extent, Entry::Zero, Uniform::ZeroProvisioned, grant.used);
+            self.mark_zero(extent, Entry::ZeroClaimed, Uniform::ZeroProvisioned, grant.used);
         }
     }
 
@@ -1076,6 +1078,20 @@ mod tests {
         overlay.release(&written(1..3), &mut runs, grant);
         overlay.audit();
         assert_eq!(overlay.tally(), Tally { slots: 0, reserved: 4 });
+    }
+
+    #[test]
+    fn what_a_trim_took_is_not_set_aside_again_by_a_write_that_is_given_up() {
+        let mut overlay = overlay(1 << 20, 0, u64::MAX);
+        change(&mut overlay, &zeroed(0..4, true)).unwrap();
+        let (mut runs, grant) = reserve(&mut overlay, &written(0..4)).unwrap();
+        assert_eq!(overlay.tally(), Tally::default());
+        assert_eq!(overlay.entry(1), Entry::ZeroClaimed);
+        change(&mut overlay, &zeroed(1..2, false)).unwrap();
+        overlay.release(&written(0..4), &mut runs, grant);
+        overlay.audit();
+        assert_eq!(overlay.tally(), Tally { slots: 0, reserved: 3 });
+        assert_eq!(overlay.entry(1), Entry::Zero);
     }
 
     #[test]

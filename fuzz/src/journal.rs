@@ -321,14 +321,9 @@ impl Sheet {
 
     fn reopen(&mut self) -> bool {
         let recovered = recover(&self.config, &self.limits, self.slots, &mut self.files);
-        // A write under way uses up what was set aside for its blocks; a checkpoint that sees it forgets that,
-        // and so does a crash (docs/architecture.md, "What is not there yet"). Nothing else may differ.
-        let is_same = |(was, is): (&Entry, &Entry)| {
-            was == is || (*was, *is) == (Entry::ZeroProvisioned, Entry::Zero)
-        };
         let is_one_of = |states: &[Vec<Entry>], overlay: &Overlay| {
             let map = map_of(overlay);
-            states.iter().rposition(|state| state.iter().zip(&map).all(is_same))
+            states.iter().rposition(|state| *state == map)
         };
         let overlay = match (self.trust, recovered) {
             (Trust::Forged, _) | (Trust::Damaged, Err(_)) => return false,

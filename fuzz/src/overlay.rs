@@ -21,6 +21,8 @@ enum Shows {
     Zero,
     /// Zero, with space set aside.
     SetAside,
+    /// Zero; a write uses the space that was set aside.
+    Claimed,
     /// What this write put there.
     Write(u64),
 }
@@ -261,7 +263,7 @@ impl Device {
                     self.data[slot as usize] = (version, *block);
                 }
                 for block in &used {
-                    self.show(*block, Shows::Zero);
+                    self.show(*block, Shows::Claimed);
                 }
                 let predecessor = slot_blocks
                     .first()
@@ -364,11 +366,11 @@ impl Device {
     fn release(&mut self, mut writer: Writer) {
         self.overlay.release(&writer.extent, &mut writer.runs, writer.grant);
         assert!(writer.runs.is_empty());
-        // As much space is set aside again as was, where it still reads zero.
+        // As much space is set aside again as was, where nobody changed the block since.
         let slot_blocks = Self::slot_blocks(&writer.extent);
         let mut left = writer.used.len();
         for block in slot_blocks {
-            if left > 0 && self.shows(block) == Shows::Zero {
+            if left > 0 && self.shows(block) == Shows::Claimed {
                 self.show(block, Shows::SetAside);
                 left -= 1;
             }
@@ -383,7 +385,8 @@ impl Device {
             let is_same = match (entry, shows) {
                 (Entry::Template, Shows::Template)
                 | (Entry::Zero, Shows::Zero)
-                | (Entry::ZeroProvisioned, Shows::SetAside) => true,
+                | (Entry::ZeroProvisioned, Shows::SetAside)
+                | (Entry::ZeroClaimed, Shows::Claimed) => true,
                 (Entry::Slot(slot), Shows::Write(version)) => {
                     self.data[slot.0 as usize] == (version, block)
                 }
@@ -426,7 +429,7 @@ impl Device {
                     }
                     Source::Zero => match shows {
                         Shows::Template => from >= self.config.template_bytes,
-                        Shows::Zero | Shows::SetAside => true,
+                        Shows::Zero | Shows::SetAside | Shows::Claimed => true,
                         Shows::Write(_) => false,
                     },
                     Source::Data { offset } => {

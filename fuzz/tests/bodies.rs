@@ -176,6 +176,12 @@ fn no_more_space_is_set_aside_than_there_is() {
     overlay::overlay(&(0..text.len()).step_by(2).map(byte).collect::<Vec<u8>>());
 }
 
+/// A checkpoint saw a block whose space a write under way was using, and took it for plain zero.
+#[test]
+fn a_checkpoint_remembers_space_that_a_write_under_way_uses() {
+    journal::journal(&[1, 0, 1, 0, 0, 2, 5, 1, 1, 1, 0, 0, 0, 0, 0, 0, 2, 4]);
+}
+
 /// Without coverage to guide it, and with few inputs, the body still finds what it is there to find.
 #[test]
 fn planted_mistakes_of_recovery_are_found_in_random_operations() {
@@ -186,6 +192,7 @@ fn planted_mistakes_of_recovery_are_found_in_random_operations() {
         Bug::TrimForgotten,
         Bug::OrderSwapped,
         Bug::ReplayTwice,
+        Bug::ClaimForgotten,
     ];
     let found = bugs.map(|bug| {
         judge::plant(Some(bug));

@@ -131,7 +131,7 @@ fn runs(overlay: &Overlay) -> Vec<Run> {
         let (is, data_offset) = match entry {
             Entry::Template => (What::Template, None),
             Entry::Zero => (What::Zero, None),
-            Entry::ZeroProvisioned => (What::ZeroReserved, None),
+            Entry::ZeroProvisioned | Entry::ZeroClaimed => (What::ZeroReserved, None),
             Entry::Slot(slot) => (What::Data, Some(slot.offset())),
         };
         let offset = blocks.start * block;

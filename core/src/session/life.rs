@@ -22,7 +22,8 @@ impl Session {
         // WRITE_ZEROES: edges that are zero already need nothing. All or none: what is left out here
         // takes effect now, and must not do so before the rest; so not while the journal takes nothing in.
         if request.command == Command::Zero && !request.extent.provision && !is_late {
-            let is_zero = |entry| matches!(entry, Entry::Zero | Entry::ZeroProvisioned);
+            let is_zero =
+                |entry| matches!(entry, Entry::Zero | Entry::ZeroProvisioned | Entry::ZeroClaimed);
             if request.edges.iter().all(|edge| is_zero(overlay.entry(edge.block))) {
                 if !request.edges.is_empty() {
                     mark(Mark::EdgesDropped);
