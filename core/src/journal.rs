@@ -51,6 +51,17 @@ pub enum JournalFile {
     Segment(bool),
 }
 
+impl JournalFile {
+    /// All of them.
+    pub const ALL: [Self; 5] = [
+        Self::Superblock,
+        Self::Checkpoint(false),
+        Self::Checkpoint(true),
+        Self::Segment(false),
+        Self::Segment(true),
+    ];
+}
+
 impl fmt::Display for JournalFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -22,14 +22,6 @@ const KEY: SessionKey = SessionKey(1);
 const TEMPLATE_ID: [u8; 32] = [5; 32];
 const CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
 
-const FILES: [JournalFile; 5] = [
-    JournalFile::Superblock,
-    JournalFile::Checkpoint(false),
-    JournalFile::Checkpoint(true),
-    JournalFile::Segment(false),
-    JournalFile::Segment(true),
-];
-
 /// One thing that happens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Op {
@@ -117,7 +109,7 @@ pub fn journal(bytes: &[u8]) {
     let made = blank(&identity);
     let segment = vec![0; segment_bytes as usize];
     let contents = [made.superblock, made.checkpoint, Vec::new(), segment.clone(), segment];
-    let mut files: BTreeMap<_, _> = FILES.into_iter().zip(contents).collect();
+    let mut files: BTreeMap<_, _> = JournalFile::ALL.into_iter().zip(contents).collect();
     let overlay = recover(&config, &limits, 0, &mut files).expect("a blank sheet is whole");
     let states = vec![map_of(&overlay)];
     let (flushed, trust, slots) = (0, Trust::Whole, 0);
@@ -275,7 +267,7 @@ impl Sheet {
 
     /// Some place of a file: headers as a rule.
     fn place(&self, choices: &mut Choices<'_>) -> (JournalFile, usize) {
-        let file = choices.pick(&FILES);
+        let file = choices.pick(&JournalFile::ALL);
         let pages = (self.files[&file].len() / PAGE_BYTES) as u32;
         let page = if pages == 0 { 0 } else { choices.below(pages) as usize };
         (file, page * PAGE_BYTES + choices.below(100) as usize)

@@ -18,13 +18,6 @@ use glassine_core::{JournalLimits, Overlay, OverlayConfig};
 use crate::data_file::{DataFile, errno};
 use crate::sys;
 
-const ALL: [JournalFile; 5] = [
-    JournalFile::Superblock,
-    JournalFile::Checkpoint(false),
-    JournalFile::Checkpoint(true),
-    JournalFile::Segment(false),
-    JournalFile::Segment(true),
-];
 /// Under which name a superblock is made.
 const NEW_SUPERBLOCK: &str = "superblock.new";
 /// What a checkpoint may take for each slot of the data file: a run of one slot and a run of zeroes are an
@@ -37,7 +30,7 @@ const CHECKPOINT_BYTES_MIN: u64 = 64 << 10;
 #[derive(Debug)]
 pub struct JournalFiles {
     directory: PathBuf,
-    files: [File; ALL.len()],
+    files: [File; JournalFile::ALL.len()],
 }
 
 /// Who a device is, for its journal.
@@ -76,7 +69,7 @@ impl JournalFiles {
             file.write_all_at(bytes, 0).with_context(context)?;
             file.sync_all().with_context(context)
         };
-        for file in ALL {
+        for file in JournalFile::ALL {
             let name = file.to_string();
             match file {
                 JournalFile::Superblock => {}
@@ -110,7 +103,7 @@ impl JournalFiles {
                 )
             })
         };
-        let [one, two, three, four, five] = ALL;
+        let [one, two, three, four, five] = JournalFile::ALL;
         let files = [open(one)?, open(two)?, open(three)?, open(four)?, open(five)?];
         Ok(Self { directory: directory.to_owned(), files })
     }
@@ -125,7 +118,7 @@ impl JournalFiles {
     }
 
     fn file(&self, file: JournalFile) -> &File {
-        let index = ALL.iter().position(|other| *other == file);
+        let index = JournalFile::ALL.iter().position(|other| *other == file);
         &self.files[index.expect("all of them are there")]
     }
 
@@ -148,7 +141,9 @@ impl JournalFiles {
                 Step::Sync { file } => self.file(*file).sync_data().map(|()| Vec::new()),
             };
             if let Err(error) = &outcome {
-                tracing::error!(sheet = %self.directory.display(), ?step, %error, "recovery failed");
+                let (Step::Read { file, .. } | Step::Write { file, .. } | Step::Sync { file }) =
+                    &step;
+                tracing::error!(sheet = %self.directory.display(), %file, %error, "recovery failed");
             }
             recovery.handle(outcome.as_deref().map_err(errno))?;
         }

@@ -10,9 +10,9 @@ use std::fmt;
 use std::hash::{BuildHasher, Hash, Hasher};
 
 use foldhash::quality::FixedState;
-use glassine_core::journal::recovery::{Recovery, Step, blank};
+use glassine_core::journal::recovery::{Recovery, Step};
 use glassine_core::journal::superblock::Identity;
-use glassine_core::journal::{Action, JournalFile, Task};
+use glassine_core::journal::{Action, Task};
 use glassine_core::overlay::{Extent, Reserve, SessionKey, Visible};
 use glassine_core::{JournalLimits, Overlay, OverlayConfig, Source};
 
@@ -164,18 +164,8 @@ impl Device {
             template_id: [0; 32],
             segment_bytes: SEGMENT_BYTES,
         };
-        let blank = blank(&identity);
         let mut disk = Disk::new(true);
-        let segment = vec![0; SEGMENT_BYTES as usize];
-        for (file, bytes) in [
-            (JournalFile::Superblock, blank.superblock),
-            (JournalFile::Checkpoint(false), blank.checkpoint),
-            (JournalFile::Checkpoint(true), Vec::new()),
-            (JournalFile::Segment(false), segment.clone()),
-            (JournalFile::Segment(true), segment),
-        ] {
-            disk.put(DiskFile::Journal(file), bytes);
-        }
+        disk.put_blank(&identity);
         let overlay = recover(&mut disk, usize::MAX).expect("it is whole").expect("to the end");
         Self {
             overlay,

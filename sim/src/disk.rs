@@ -6,6 +6,8 @@ use std::hash::{Hash, Hasher};
 use std::ops::Range;
 
 use glassine_core::journal::JournalFile;
+use glassine_core::journal::recovery::blank;
+use glassine_core::journal::superblock::Identity;
 
 use crate::choice::{Lane, Tape};
 
@@ -66,6 +68,20 @@ impl Disk {
     pub fn put(&mut self, file: DiskFile, bytes: Vec<u8>) {
         let synced_bytes = bytes.len();
         self.files.insert(file, File { bytes, synced_bytes, ..File::default() });
+    }
+
+    /// The files of the journal of a sheet that nobody has written to.
+    pub fn put_blank(&mut self, identity: &Identity) {
+        let blank = blank(identity);
+        for file in JournalFile::ALL {
+            let bytes = match file {
+                JournalFile::Superblock => blank.superblock.clone(),
+                JournalFile::Checkpoint(false) => blank.checkpoint.clone(),
+                JournalFile::Checkpoint(true) => Vec::new(),
+                JournalFile::Segment(_) => vec![0; identity.segment_bytes as usize],
+            };
+            self.put(DiskFile::Journal(file), bytes);
+        }
     }
 
     fn file(&mut self, file: DiskFile) -> &mut File {

@@ -2,7 +2,7 @@
 //! itself, and the device goes on with new connections.
 
 use glassine_core::journal::frame::{Frame, FrameHeader, FrameKind};
-use glassine_core::journal::recovery::{Damage, Recovery, Refusal, Step, blank};
+use glassine_core::journal::recovery::{Damage, Recovery, Refusal, Step};
 use glassine_core::journal::superblock::{Identity, Superblock};
 use glassine_core::journal::{Action, JournalFile, Task};
 
@@ -40,18 +40,8 @@ impl World {
             template_id: TEMPLATE_ID,
             segment_bytes: sheet.segment_bytes,
         };
-        let blank = blank(&identity);
-        let segment = vec![0; sheet.segment_bytes as usize];
         self.disk = Disk::new(true);
-        for (file, bytes) in [
-            (JournalFile::Superblock, blank.superblock),
-            (JournalFile::Checkpoint(false), blank.checkpoint),
-            (JournalFile::Checkpoint(true), Vec::new()),
-            (JournalFile::Segment(false), segment.clone()),
-            (JournalFile::Segment(true), segment),
-        ] {
-            self.disk.put(DiskFile::Journal(file), bytes);
-        }
+        self.disk.put_blank(&identity);
         let mut recovery = self.recovery();
         while let Some(step) = recovery.poll() {
             let read = self.recovery_step(&step);
