@@ -107,6 +107,11 @@ named! {
         ReplayTwice = "replay-twice": "after recovery, records go to the beginning of the segment again",
         RecordOfRefused = "record-of-refused": "a publish is journaled before anything may refuse it",
         FlushTooEarly = "flush-too-early": "a FLUSH joins the barrier under way, which may not cover it",
+        SealMissesAnswered = "seal-misses-answered": "a seal takes the map as it was before the last publish",
+        SealedSlotFreed = "sealed-slot-freed": "a displaced slot is freed though a seal names it",
+        DroppedSealFreed = "dropped-seal-freed": "a dropped part of the map is freed though a seal names its slots",
+        OlderSealForgotten = "older-seal-forgotten": "when a seal is let go, its slots are freed though an older seal names them",
+        OrphanFreedAtOnce = "orphan-freed-at-once": "when a seal is let go, its slots wait for no pin and no record",
         PaddedAlways = "padded-always": "EXPORT_NAME is padded for a client that wants no padding",
     }
 }
@@ -174,6 +179,11 @@ named! {
         FlushWaited = "flush-waited": "a FLUSH or FUA waited for a barrier",
         SubtreeDropped = "subtree-dropped": "a trim cut off a part of the map",
         SubtreeExpanded = "subtree-expanded": "a part of the map that was all alike was taken apart",
+        NodeCopied = "node-copied": "a part of the map was copied since a seal shares it",
+        Sealed = "sealed": "a seal was taken",
+        Orphaned = "orphaned": "a slot that was displaced is kept by a seal",
+        OrphanPassedOn = "orphan-passed-on": "a seal was let go, and an older one names its slot as well",
+        OrphanDisplaced = "orphan-displaced": "a seal was let go, and with it a slot that only it named",
         LevelsSeveral = "levels-several": "a range spanned several subtrees of the map",
     }
 }
@@ -223,11 +233,11 @@ mod switched_on {
     // Of a thread: worlds run side by side, each with a bug of its own or none.
     std::thread_local! {
         static PLANTED: Cell<Option<Bug>> = const { Cell::new(None) };
-        static MARKS: Cell<u64> = const { Cell::new(0) };
+        static MARKS: Cell<u128> = const { Cell::new(0) };
         static MOST_USED: Cell<u64> = const { Cell::new(0) };
     }
 
-    const _: () = assert!(Mark::ALL.len() <= u64::BITS as usize);
+    const _: () = assert!(Mark::ALL.len() <= u128::BITS as usize);
 
     /// Plants a bug in every session and overlay that this thread drives from now on, or none.
     pub fn plant(bug: Option<Bug>) {
@@ -236,7 +246,7 @@ mod switched_on {
 
     /// The marks this thread has hit since they were last taken.
     #[must_use]
-    pub fn take_marks() -> u64 {
+    pub fn take_marks() -> u128 {
         MARKS.take()
     }
 
@@ -253,8 +263,8 @@ mod switched_on {
     }
 
     /// The marks in a set.
-    pub fn marks(set: u64) -> impl Iterator<Item = Mark> {
-        Mark::ALL.iter().copied().filter(move |mark| set & 1 << *mark as u64 != 0)
+    pub fn marks(set: u128) -> impl Iterator<Item = Mark> {
+        Mark::ALL.iter().copied().filter(move |mark| set & 1 << *mark as u128 != 0)
     }
 
     #[inline]
@@ -264,7 +274,7 @@ mod switched_on {
 
     #[inline]
     pub(crate) fn mark(mark: Mark) {
-        MARKS.set(MARKS.get() | 1 << mark as u64);
+        MARKS.set(MARKS.get() | 1 << mark as u128);
     }
 }
 

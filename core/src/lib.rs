@@ -7,7 +7,7 @@
 //!
 //! Where to look: `wire` is the byte format, `handshake` the option haggling, `session` the
 //! whole of a connection (with `staging`, `request` and `outbox` as its parts), `overlay` the device
-//! (with `map`, `slot` and `pin`), `journal` what of it survives a crash, `limits` every bound, `judge` what the simulator needs in here.
+//! (with `map`, `slot`, `pin` and `seal`), `journal` what of it survives a crash, `limits` every bound, `judge` what the simulator needs in here.
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -27,6 +27,7 @@ pub mod outbox;
 pub mod overlay;
 pub mod pin;
 pub mod request;
+pub mod seal;
 pub mod segment;
 pub mod session;
 pub mod slot;
@@ -39,6 +40,7 @@ pub use error::{CloseReason, Errno};
 pub use export::{Catalog, Export};
 pub use limits::{JournalLimits, Limits};
 pub use overlay::{Overlay, OverlayConfig};
+pub use seal::Seal;
 pub use segment::{Segment, Source};
 pub use session::{Input, Output, Session};
 pub use time::Instant;

@@ -3,13 +3,17 @@
 //! A radix tree of 512-way nodes. A subtree whose blocks are all alike is one tag, so a fresh device
 //! needs no memory and a TRIM of a terabyte replaces a few tags. A leaf describes 512 blocks (2 MiB)
 //! in 2 KiB; a GiB touched everywhere costs 1 MiB of leaves and 8 KiB of inner nodes.
+//!
+//! A clone is a *frozen* map: it shares all nodes, and whichever of the two changes a node first copies it.
+//! So freezing costs the same for any map, and the cost is paid bit by bit: a leaf and the nodes above it, once
+//! for each leaf that is written to afterwards.
 
-use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::ops::Range;
 
 use crate::judge::{Bug, Mark, mark, planted};
 use crate::slot::SlotId;
+use crate::sync::Shared;
 
 /// What a block of the device is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -140,20 +144,20 @@ impl Packed {
 /// The most slots whose numbers fit an entry.
 pub const SLOTS_MAX: u32 = u32::MAX - Packed::FIRST_SLOT;
 
-#[derive(Hash)]
+#[derive(Clone, Hash)]
 enum Node {
     Uniform(Uniform),
-    Inner(Box<Inner>),
-    Leaf(Box<Leaf>),
+    Inner(Shared<Inner>),
+    Leaf(Shared<Leaf>),
 }
 
-#[derive(Hash)]
+#[derive(Clone, Hash)]
 struct Inner {
     tally: Tally,
     children: [Node; FANOUT],
 }
 
-#[derive(Hash)]
+#[derive(Clone, Hash)]
 struct Leaf {
     tally: Tally,
     entries: [Packed; FANOUT],
@@ -165,8 +169,8 @@ pub struct Dropped {
     nodes: Vec<Node>,
 }
 
-/// The map of one device.
-#[derive(Hash)]
+/// The map of one device. See the module on what a clone costs.
+#[derive(Clone, Hash)]
 pub struct Map {
     root: Node,
     /// Node levels above the blocks: a node of level 1 is a leaf.
@@ -350,8 +354,10 @@ impl Dropped {
         match self.nodes.pop() {
             None | Some(Node::Uniform(_)) => 1,
             Some(Node::Inner(inner)) => {
-                let children = inner.children.into_iter();
-                self.nodes.extend(children.filter(|node| !matches!(node, Node::Uniform(_))));
+                // A frozen map may share it.
+                let children = inner.children.iter();
+                let children = children.filter(|node| !matches!(node, Node::Uniform(_)));
+                self.nodes.extend(children.cloned());
                 FANOUT as u32
             }
             Some(Node::Leaf(leaf)) => {
@@ -396,11 +402,11 @@ fn expand(node: &mut Node, level: u32, blocks_below: u64) {
         mark(Mark::SubtreeExpanded);
         let tally = Tally::uniform(uniform, blocks_below);
         *node = if level == 1 {
-            Node::Leaf(Box::new(Leaf { tally, entries: [Packed::pack(uniform.into()); FANOUT] }))
+            Node::Leaf(Shared::new(Leaf { tally, entries: [Packed::pack(uniform.into()); FANOUT] }))
         } else {
             let children = [const { Node::Uniform(Uniform::Template) }; FANOUT];
             let children = children.map(|_| Node::Uniform(uniform));
-            Node::Inner(Box::new(Inner { tally, children }))
+            Node::Inner(Shared::new(Inner { tally, children }))
         };
     }
 }
@@ -474,6 +480,7 @@ fn edit(
     match node {
         Node::Uniform(_) => unreachable!("just expanded"),
         Node::Inner(inner) => {
+            let inner = own(inner);
             let before = inner.tally;
             for (position, base) in children(level, base, range) {
                 let child = &mut inner.children[position];
@@ -482,6 +489,7 @@ fn edit(
             above.replace(before, inner.tally);
         }
         Node::Leaf(leaf) => {
+            let leaf = own(leaf);
             let before = leaf.tally;
             for (position, _) in children(1, base, range) {
                 set(leaf, position, next(), displaced);
@@ -489,6 +497,22 @@ fn edit(
             above.replace(before, leaf.tally);
         }
     }
+}
+
+/// A node that may be changed: a copy, if a frozen map shares it.
+fn own<T: Clone>(node: &mut Shared<T>) -> &mut T {
+    if Shared::strong_count(node) > 1 {
+        copy(node);
+    }
+    Shared::get_mut(node).expect("nobody else has it")
+}
+
+/// Out of line: a node on the stack is large, and this is rare.
+#[cold]
+#[inline(never)]
+fn copy<T: Clone>(node: &mut Shared<T>) {
+    mark(Mark::NodeCopied);
+    *node = Shared::new(T::clone(node));
 }
 
 fn set(leaf: &mut Leaf, position: usize, new: Entry, displaced: &mut impl FnMut(SlotId)) {
@@ -540,6 +564,7 @@ impl Fill<'_> {
         match node {
             Node::Uniform(_) => unreachable!("just expanded"),
             Node::Inner(inner) => {
+                let inner = own(inner);
                 let before = inner.tally;
                 for (position, base) in children(level, base, &range) {
                     let child = &mut inner.children[position];
@@ -548,6 +573,7 @@ impl Fill<'_> {
                 above.replace(before, inner.tally);
             }
             Node::Leaf(leaf) => {
+                let leaf = own(leaf);
                 let before = leaf.tally;
                 for (position, _) in children(1, base, &range) {
                     set(leaf, position, self.uniform.into(), displaced);

@@ -25,6 +25,7 @@ use crate::judge::{Bug, Mark, mark, planted, used};
 use crate::limits::{BLOCK_BYTES, DEVICE_BYTES_MAX, GROWTH_SLOTS_MAX, RECLAIM_SLOTS_PER_STEP};
 use crate::map::{Dropped, Entry, Map, SLOTS_MAX, Tally, Uniform};
 use crate::pin::{Epoch, PinCell};
+use crate::seal::{Seal, SealNumber};
 use crate::segment::{Segment, Source};
 use crate::slot::{Run, SlotCounts, SlotId, SlotState, SlotTable};
 
@@ -138,11 +139,22 @@ pub struct Overlay {
     charged: u64,
     setting: u64,
     epoch: Epoch,
-    dropped: VecDeque<(Epoch, Dropped)>,
+    dropped: VecDeque<DroppedAt>,
     cells: Vec<PinCell>,
     growth: Growth,
     waiting: Vec<SessionKey>,
     journal: Option<Journal>,
+    /// With a bug planted, the map as it was before the last publish.
+    before: Option<Map>,
+}
+
+/// A part of the map that was cut off.
+#[derive(Debug, Hash)]
+struct DroppedAt {
+    epoch: Epoch,
+    /// It is in no seal from this one on.
+    seal: SealNumber,
+    nodes: Dropped,
 }
 
 #[derive(Debug, Default, Hash)]
@@ -180,6 +192,7 @@ impl Overlay {
             growth: Growth { step: config.growth_slots_min, ..Growth::default() },
             waiting: Vec::new(),
             journal: None,
+            before: None,
             config,
         }
     }
@@ -308,6 +321,28 @@ impl Overlay {
         }
     }
 
+    /// Everything that is visible now stays readable, whatever is written afterwards, until it is handed
+    /// back. Takes the same time for any device.
+    pub fn seal(&mut self) -> Seal {
+        mark(Mark::Sealed);
+        let map = self.before.as_ref().unwrap_or(&self.map).clone();
+        Seal { number: self.slots.seal(), map }
+    }
+
+    /// A seal is handed back: what only it named is freed in bounded steps, like everything that was
+    /// displaced. Dropping the map takes time that grows with what was written since; it is the caller's.
+    #[must_use = "drop it where nobody waits"]
+    pub fn unseal(&mut self, seal: Seal) -> Map {
+        self.slots.unseal(seal.number);
+        seal.map
+    }
+
+    /// How many seals are held.
+    #[must_use]
+    pub fn seals(&self) -> usize {
+        self.slots.seals()
+    }
+
     /// What a request needs before it can be filled: private slots (appended to `runs`), and space
     /// set aside. An error is final; after `Wait` the session named `key` is woken, and asks again.
     pub fn reserve(
@@ -426,6 +461,9 @@ impl Overlay {
             return Err(Conflict::NoSpace);
         }
         self.give_back(grant);
+        if planted(Bug::SealMissesAnswered) {
+            self.before = Some(self.map.clone());
+        }
         self.epoch.0 += 1;
         if !planted(Bug::RecordOfRefused) {
             self.record(extent, runs);
@@ -458,7 +496,8 @@ impl Overlay {
         if !dropped.is_empty() {
             mark(Mark::SubtreeDropped);
             self.slots.drop_live(dropped_slots);
-            self.dropped.push_back((epoch, dropped));
+            let seal = self.slots.next_seal();
+            self.dropped.push_back(DroppedAt { epoch, seal, nodes: dropped });
         }
         self.note_limbo(limbo + dropped_slots);
     }
@@ -618,8 +657,14 @@ impl Overlay {
     /// Frees displaced slots nobody looks at any more. A bounded step; the driver may call it when it
     /// has nothing better to do, and every reservation that runs short does.
     pub fn reclaim(&mut self) {
-        if self.slots.counts().displaced == 0 {
+        if self.slots.counts().displaced == 0 && !self.slots.is_unsealing() {
             return;
+        }
+        let mut unsealed = 0;
+        while self.slots.is_unsealing() && unsealed < RECLAIM_SLOTS_PER_STEP {
+            let (seen, limbo) = self.slots.unseal_step(self.epoch);
+            unsealed += seen;
+            self.note_limbo(limbo);
         }
         let oldest = self.cells.iter().filter_map(PinCell::oldest).min();
         let unpinned = oldest.unwrap_or(Epoch::LAST);
@@ -634,13 +679,13 @@ impl Overlay {
         let limit = unpinned.min(durable);
         while budget > 0 {
             match self.dropped.front_mut() {
-                Some((epoch, dropped)) if *epoch <= limit => {
+                Some(DroppedAt { epoch, seal, nodes }) if *epoch <= limit => {
                     let slots = &mut self.slots;
-                    let seen = dropped.step(&mut |slot| {
+                    let seen = nodes.step(&mut |slot| {
                         mark(Mark::DroppedFreed);
-                        slots.free_dropped(slot);
+                        slots.free_dropped(slot, *seal);
                     });
-                    if dropped.is_empty() {
+                    if nodes.is_empty() {
                         self.dropped.pop_front();
                     }
                     budget = budget.saturating_sub(seen);
@@ -662,11 +707,13 @@ impl Overlay {
     /// Whether so many slots are free, after looking for displaced ones.
     fn available(&mut self, count: u64) -> bool {
         self.reclaim();
-        // A dropped terabyte is worth more than one step when slots are short.
-        while u64::from(self.slots.counts().free) < count && !self.dropped.is_empty() {
-            let before = self.slots.counts().displaced;
+        // A dropped terabyte, or a seal let go, is worth more than one step when slots are short.
+        while u64::from(self.slots.counts().free) < count
+            && (!self.dropped.is_empty() || self.slots.is_unsealing())
+        {
+            let before = self.slots.counts();
             self.reclaim();
-            if self.slots.counts().displaced == before {
+            if self.slots.counts() == before && !self.slots.is_unsealing() {
                 break;
             }
         }
@@ -695,7 +742,7 @@ impl Overlay {
         let spare = u64::from(counts.free) - self.map.tally().reserved.min(u64::from(counts.free));
         counts.total > 0
             && !self.growth.failed
-            && u64::from(counts.total) < blocks
+            && u64::from(counts.total - counts.sealed) < blocks
             && spare < u64::from(self.growth.step / 4)
     }
 }

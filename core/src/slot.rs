@@ -1,6 +1,7 @@
 //! The slots of a data file: which are free, and the life of each.
 //!
-//! `Free → Filling → Live → Displaced → Free`. Every transition asserts where the slot comes from.
+//! `Free → Filling → Live → Displaced → Free`, with a stay as `Sealed` before `Displaced` if a seal names
+//! the slot when the map no longer does. Every transition asserts where the slot comes from.
 //! Allocation recycles before it grows, and prefers whole runs, so that neighbouring blocks lie in
 //! neighbouring slots and go to the kernel in one piece.
 
@@ -11,6 +12,7 @@ use crate::judge::{Bug, Mark, mark, planted};
 use crate::limits::BLOCK_BYTES;
 use crate::map::{Entry, Map};
 use crate::pin::Epoch;
+use crate::seal::{SealNumber, Seals};
 
 /// The number of a slot: its place in the data file is this times 4 KiB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -56,13 +58,15 @@ pub enum SlotState {
     Filling,
     /// Named by the map.
     Live,
-    /// No longer named by the map, perhaps still looked at by a pin.
+    /// No longer named by the map, but by a seal.
+    Sealed,
+    /// No longer named, perhaps still looked at by a pin.
     Displaced,
 }
 
 use SlotState as State;
 
-/// How many slots are in each state. Conservation: the four always add up to `total`.
+/// How many slots are in each state. Conservation: the five always add up to `total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 pub struct SlotCounts {
     /// Slots of the data file.
@@ -71,9 +75,11 @@ pub struct SlotCounts {
     pub free: u32,
     /// Private to a write under way.
     pub filling: u32,
-    /// Named by the map.
+    /// Named by the map, and perhaps by seals as well.
     pub live: u32,
-    /// No longer named by the map, perhaps still looked at by a pin.
+    /// Named by seals only.
+    pub sealed: u32,
+    /// No longer named, perhaps still looked at by a pin.
     pub displaced: u32,
 }
 
@@ -84,6 +90,7 @@ impl SlotCounts {
         let sum = u64::from(self.free)
             + u64::from(self.filling)
             + u64::from(self.live)
+            + u64::from(self.sealed)
             + u64::from(self.displaced);
         sum == u64::from(self.total)
     }
@@ -107,6 +114,7 @@ pub struct SlotTable {
     /// Live slots that no record of the journal names yet, a bit each. All zero where there is no
     /// journal.
     fresh: Vec<u64>,
+    seals: Seals,
 }
 
 impl SlotTable {
@@ -212,6 +220,50 @@ impl SlotTable {
         self.shift(run, State::Filling, State::Live);
         self.counts.filling -= run.count;
         self.counts.live += run.count;
+        self.seals.publish(run);
+    }
+
+    /// All live slots are to stay as they are until this is let go.
+    pub(crate) fn seal(&mut self) -> SealNumber {
+        self.seals.take()
+    }
+
+    /// A seal is let go; what only it named is displaced bit by bit, by [`Self::unseal_step`].
+    pub(crate) fn unseal(&mut self, number: SealNumber) {
+        self.seals.release(number);
+    }
+
+    /// The seal that will be taken next.
+    pub(crate) fn next_seal(&self) -> SealNumber {
+        self.seals.next()
+    }
+
+    /// How many seals are held.
+    pub(crate) fn seals(&self) -> usize {
+        self.seals.held()
+    }
+
+    /// Whether [`Self::unseal_step`] has something to do.
+    pub(crate) fn is_unsealing(&self) -> bool {
+        self.seals.has_released()
+    }
+
+    /// Displaces slots at `epoch` that only a seal named which was let go. Looks at one run of them;
+    /// answers at how many slots, and how many of the displaced a record may name.
+    pub(crate) fn unseal_step(&mut self, epoch: Epoch) -> (u32, u64) {
+        let mut seals = core::mem::take(&mut self.seals);
+        let mut limbo = 0;
+        let seen = seals.step(&mut |slot, recorded| {
+            mark(Mark::OrphanDisplaced);
+            self.shift(Run { first: slot, count: 1 }, State::Sealed, State::Displaced);
+            self.counts.sealed -= 1;
+            self.counts.displaced += 1;
+            let epoch = if planted(Bug::OrphanFreedAtOnce) { Epoch::FIRST } else { epoch };
+            self.wait(slot, epoch, recorded);
+            limbo += u64::from(recorded);
+        });
+        self.seals = seals;
+        (seen, limbo)
     }
 
     /// No record of the journal names these live slots yet.
@@ -240,24 +292,36 @@ impl SlotTable {
         was
     }
 
-    /// The map no longer names this slot, since `epoch` began. Answers whether a record may name it.
+    /// The map no longer names this slot, since `epoch` began. Answers whether it waits for a record.
     pub(crate) fn displace(&mut self, slot: SlotId, epoch: Epoch) -> bool {
+        let recorded = !self.take_fresh(slot);
         let run = Run { first: slot, count: 1 };
-        self.shift(run, State::Live, State::Displaced);
         self.counts.live -= 1;
+        if self.seals.held() > 0 && self.seals.keep(slot, recorded, self.seals.next()) {
+            mark(Mark::Orphaned);
+            self.shift(run, State::Live, State::Sealed);
+            self.counts.sealed += 1;
+            return false;
+        }
+        self.shift(run, State::Live, State::Displaced);
         self.counts.displaced += 1;
-        let is_fresh = self.take_fresh(slot);
-        let queue = if is_fresh { &mut self.unnamed } else { &mut self.displaced };
+        self.wait(slot, epoch, recorded);
+        recorded
+    }
+
+    /// A slot that was displaced waits until nobody looks at it, and for the journal if a record may name it.
+    fn wait(&mut self, slot: SlotId, epoch: Epoch, recorded: bool) {
+        let queue = if recorded { &mut self.displaced } else { &mut self.unnamed };
         match queue.back_mut() {
             Some((last, run)) if *last == epoch && run.first.0 + run.count == slot.0 => {
                 run.count += 1;
             }
             last => {
-                assert!(last.is_none_or(|(last, _)| *last <= epoch), "epochs only rise");
-                queue.push_back((epoch, run));
+                let rises = last.is_none_or(|(last, _)| *last <= epoch);
+                assert!(rises || planted(Bug::OrphanFreedAtOnce), "epochs only rise");
+                queue.push_back((epoch, Run { first: slot, count: 1 }));
             }
         }
-        !is_fresh
     }
 
     /// A dropped part of the map named `count` slots: they count as displaced from now on, although
@@ -268,12 +332,19 @@ impl SlotTable {
         self.counts.displaced += count;
     }
 
-    /// Frees a slot that a dropped part of the map named.
-    pub(crate) fn free_dropped(&mut self, slot: SlotId) {
+    /// Frees a slot that a part of the map named which was dropped before the seal `before` was taken,
+    /// unless a seal names it.
+    pub(crate) fn free_dropped(&mut self, slot: SlotId, before: SealNumber) {
         let run = Run { first: slot, count: 1 };
-        self.shift(run, State::Live, State::Free);
-        self.take_fresh(slot);
+        let recorded = !self.take_fresh(slot);
         self.counts.displaced -= 1;
+        if !planted(Bug::DroppedSealFreed) && self.seals.keep(slot, recorded, before) {
+            mark(Mark::Orphaned);
+            self.shift(run, State::Live, State::Sealed);
+            self.counts.sealed += 1;
+            return;
+        }
+        self.shift(run, State::Live, State::Free);
         self.counts.free += 1;
         match self.small.last_mut() {
             Some(last) if last.first.0 + last.count == slot.0 => last.count += 1,
@@ -341,8 +412,12 @@ impl SlotTable {
                 assert!(!core::mem::replace(&mut seen[index], true), "slot {index} is free twice");
             }
         }
-        let filling = self.states.iter().filter(|state| **state == State::Filling).count();
+        let in_state = |state| self.states.iter().filter(|other| **other == state).count();
+        let (filling, sealed) = (in_state(State::Filling), in_state(State::Sealed));
         assert_eq!(filling, self.counts.filling as usize, "the states agree with the counts");
+        assert_eq!(sealed, self.counts.sealed as usize, "the states agree with the counts");
+        let orphans: u64 = self.seals.orphans().map(|run| u64::from(run.count)).sum();
+        assert_eq!(orphans, u64::from(self.counts.sealed), "each is kept by one seal");
     }
 
     /// Where a slot is in its life.
@@ -355,9 +430,9 @@ impl SlotTable {
         self.states[slot.0 as usize] == State::Filling
     }
 
-    /// Whether the slot is named by the map, or was and is not free yet.
+    /// Whether the slot is named by the map or a seal, or was and is not free yet.
     pub(crate) fn is_readable(&self, slot: SlotId) -> bool {
-        matches!(self.states[slot.0 as usize], State::Live | State::Displaced)
+        matches!(self.states[slot.0 as usize], State::Live | State::Sealed | State::Displaced)
     }
 
     /// Whether the slot is named by the map.
@@ -480,7 +555,7 @@ mod tests {
         let before = table.small.len();
         table.drop_live(4);
         for slot in [7, 8, 6, 2] {
-            table.free_dropped(SlotId(slot));
+            table.free_dropped(SlotId(slot), table.next_seal());
         }
         assert_eq!(table.small[before..], [run(7, 2), run(6, 1), run(2, 1)]);
         assert_eq!(
@@ -515,7 +590,7 @@ mod tests {
 
     #[test]
     fn a_lost_slot_is_noticed() {
-        let lost = SlotCounts { total: 4, free: 1, filling: 1, live: 1, displaced: 0 };
+        let lost = SlotCounts { total: 4, free: 1, filling: 1, live: 1, ..Default::default() };
         assert!(!lost.conserved());
     }
 

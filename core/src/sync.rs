@@ -3,6 +3,9 @@
 
 #[cfg(not(loom))]
 pub use alloc::sync::Arc;
+/// What is shared and never changed again: its count is all that threads have in common. The model checker
+/// takes that as it is.
+pub use alloc::sync::Arc as Shared;
 #[cfg(not(loom))]
 pub use core::sync::atomic::{AtomicU64, Ordering};
 

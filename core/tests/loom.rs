@@ -10,6 +10,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use glassine_core::map::Entry;
 use glassine_core::outbox::SendPiece;
 use glassine_core::overlay::SessionKey;
 use glassine_core::session::{Input, Output};
@@ -472,5 +473,38 @@ fn reader_half_and_whole() {
         assert_eq!(uniform(&bytes[BLOCK / 2..]), 3);
         assert!((2..=3).contains(&uniform(&bytes[..BLOCK / 2])));
         device.audit();
+    });
+}
+
+/// A device is sealed, and the seal read without the lock, while a writer replaces what it names, and looks
+/// for slots.
+#[test]
+fn seal_against_publish() {
+    check("seal_against_publish", None, || {
+        let device = Device::new();
+        let mut writer = Client::new(&device, 1);
+        writer.fill(0, 1);
+        writer.fill(600, 1);
+        let sealed = Arc::clone(&device);
+        let other = spawn(move || {
+            let seal = sealed.overlay.lock().unwrap().seal();
+            let values = [0, 600].map(|block| {
+                let (_, Entry::Slot(slot)) = seal.run_at(block) else { panic!("it was written") };
+                let mut bytes = [0; BLOCK];
+                sealed.read(Source::Data { offset: slot.offset() }, &mut bytes);
+                uniform(&bytes)
+            });
+            assert!([[1, 1], [2, 1], [2, 2], [3, 2]].contains(&values), "one moment: {values:?}");
+            drop(sealed.overlay.lock().unwrap().unseal(seal));
+        });
+        writer.fill(0, 2);
+        writer.fill(600, 2);
+        writer.fill(0, 3);
+        other.join().unwrap();
+        assert_eq!((writer.value(0), writer.value(600)), (3, 2));
+        let mut overlay = device.overlay.lock().unwrap();
+        overlay.reclaim();
+        assert_eq!((overlay.counts().sealed, overlay.counts().displaced), (0, 0));
+        overlay.audit();
     });
 }

@@ -1,5 +1,5 @@
-//! A device by itself: any sequence of reservations, publishes, releases, reads, pins, reclaims and
-//! growths, against a list of what each block must be.
+//! A device by itself: any sequence of reservations, publishes, releases, reads, pins, seals, reclaims
+//! and growths, against a list of what each block must be.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -8,7 +8,7 @@ use glassine_core::map::Entry;
 use glassine_core::overlay::{Conflict, Extent, Grant, Predecessor, Reserve, SessionKey};
 use glassine_core::pin::{Epoch, Pins};
 use glassine_core::slot::{Run, SlotCounts};
-use glassine_core::{Errno, Overlay, OverlayConfig, Segment, Source};
+use glassine_core::{Errno, Overlay, OverlayConfig, Seal, Segment, Source};
 
 use crate::input::Choices;
 
@@ -53,6 +53,12 @@ struct View {
     segments: Vec<(u64, Segment, Vec<Shows>)>,
 }
 
+/// A seal that is held, and what the device showed when it was taken.
+struct Sealed {
+    seal: Seal,
+    shows: Vec<Shows>,
+}
+
 /// One thing that happens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Op {
@@ -74,11 +80,15 @@ pub enum Op {
     Rejoin,
     /// A write is reserved and published at once.
     Write,
+    /// The device is sealed.
+    Seal,
+    /// One of the seals is let go.
+    Unseal,
 }
 
 impl Op {
     /// All of them, in the order of the bytes that name them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Reserve,
         Self::Publish,
         Self::Release,
@@ -88,10 +98,13 @@ impl Op {
         Self::Grow,
         Self::Rejoin,
         Self::Write,
+        Self::Seal,
+        Self::Unseal,
     ];
 }
 
 const READERS: usize = 2;
+const SEALS_MAX: usize = 4;
 
 struct Device {
     overlay: Overlay,
@@ -104,6 +117,7 @@ struct Device {
     writers: Vec<Writer>,
     readers: [Pins; READERS],
     views: Vec<View>,
+    seals: Vec<Sealed>,
     /// Who waits for growth, and who was woken since it failed.
     waiting: BTreeSet<SessionKey>,
     denied: BTreeSet<SessionKey>,
@@ -131,6 +145,7 @@ pub fn overlay(bytes: &[u8]) {
         writers: Vec::new(),
         readers: std::array::from_fn(|_| Pins::new(overlay.attach())),
         views: Vec::new(),
+        seals: Vec::new(),
         waiting: BTreeSet::new(),
         denied: BTreeSet::new(),
         versions: 0,
@@ -182,7 +197,12 @@ impl Device {
                     self.publish(self.writers.len() - 1);
                 }
             }
-            Op::Release | Op::Unpin => {}
+            Op::Seal if self.seals.len() < SEALS_MAX => {
+                let (seal, shows) = (self.overlay.seal(), self.blocks.clone());
+                self.seals.push(Sealed { seal, shows });
+            }
+            Op::Unseal if !self.seals.is_empty() => self.unseal(usize::from(choices.byte())),
+            Op::Release | Op::Unpin | Op::Seal | Op::Unseal => {}
         }
     }
 
@@ -300,7 +320,21 @@ impl Device {
         let private = self.writers.iter().flat_map(|writer| &writer.runs);
         let private =
             private.into_iter().any(|run| (run.first.0..run.first.0 + run.count).contains(&slot));
-        named || pinned || private
+        let is_sealed = |one: &Sealed| one.shows[block as usize] == Shows::Write(version);
+        let sealed = version > 0 && self.seals.iter().any(is_sealed);
+        named || pinned || private || sealed
+    }
+
+    /// A seal shows what the device showed when it was taken, and is let go.
+    fn unseal(&mut self, which: usize) {
+        let Sealed { seal, shows } = self.seals.swap_remove(which % self.seals.len());
+        for (block, shows) in (0..).zip(shows) {
+            let (run, entry) = seal.run_at(block);
+            assert!(run.contains(&block));
+            self.is_as(block, entry, shows);
+        }
+        assert_eq!(seal.blocks(), self.blocks.len() as u64);
+        drop(self.overlay.unseal(seal));
     }
 
     fn take(&mut self, which: usize) -> Writer {
@@ -381,19 +415,22 @@ impl Device {
     /// Holds some blocks of the map against the model.
     fn compare(&self, blocks: Range<u64>) {
         for block in blocks {
-            let (entry, shows) = (self.overlay.entry(block), self.shows(block));
-            let is_same = match (entry, shows) {
-                (Entry::Template, Shows::Template)
-                | (Entry::Zero, Shows::Zero)
-                | (Entry::ZeroProvisioned, Shows::SetAside)
-                | (Entry::ZeroClaimed, Shows::Claimed) => true,
-                (Entry::Slot(slot), Shows::Write(version)) => {
-                    self.data[slot.0 as usize] == (version, block)
-                }
-                _ => false,
-            };
-            assert!(is_same, "block {block} is {entry:?}, but must show {shows:?}");
+            self.is_as(block, self.overlay.entry(block), self.shows(block));
         }
+    }
+
+    fn is_as(&self, block: u64, entry: Entry, shows: Shows) {
+        let is_same = match (entry, shows) {
+            (Entry::Template, Shows::Template)
+            | (Entry::Zero, Shows::Zero)
+            | (Entry::ZeroProvisioned, Shows::SetAside)
+            | (Entry::ZeroClaimed, Shows::Claimed) => true,
+            (Entry::Slot(slot), Shows::Write(version)) => {
+                self.data[slot.0 as usize] == (version, block)
+            }
+            _ => false,
+        };
+        assert!(is_same, "block {block} is {entry:?}, but must show {shows:?}");
     }
 
     fn read(&mut self, reader: usize, bytes: Range<u64>) {
@@ -502,14 +539,19 @@ impl Device {
             self.publish(0);
         }
         self.grow(true);
+        while !self.seals.is_empty() {
+            self.unseal(0);
+        }
         let everything = 0..self.config.size_bytes;
         self.read(0, everything);
         self.rejoin(0);
         self.compare(0..self.blocks.len() as u64);
-        while self.overlay.counts().displaced > 0 {
-            let before = self.overlay.counts().displaced;
+        let unused = |counts: SlotCounts| counts.displaced + counts.sealed;
+        while unused(self.overlay.counts()) > 0 {
+            let before = self.overlay.counts();
             self.overlay.reclaim();
-            assert!(self.overlay.counts().displaced < before, "nobody looks, but slots stay");
+            let after = unused(self.overlay.counts());
+            assert!(after < unused(before), "nobody looks, but slots stay");
         }
         self.check_counts();
         self.overlay.audit();

@@ -182,7 +182,23 @@ fn a_checkpoint_remembers_space_that_a_write_under_way_uses() {
     journal::journal(&[1, 0, 1, 0, 0, 2, 5, 1, 1, 1, 0, 0, 0, 0, 0, 0, 2, 4]);
 }
 
-/// Without coverage to guide it, and with few inputs, the body still finds what it is there to find.
+/// Without coverage to guide it, and with few inputs, a body still finds what it is there to find.
+fn all_are_found<const COUNT: usize>(bugs: [Bug; COUNT], body: fn(&[u8])) {
+    let found = bugs.map(|bug| {
+        judge::plant(Some(bug));
+        let found = (0..400_000).find(|seed| {
+            let mut tape = Tape::seeded(*seed);
+            let bytes: Vec<u8> =
+                (0..tape.draw(Lane::Net, 300)).map(|_| tape.draw(Lane::Net, 256) as u8).collect();
+            panic::catch_unwind(|| body(&bytes)).is_err()
+        });
+        judge::plant(None);
+        (bug.id(), found)
+    });
+    println!("{found:?}");
+    assert!(found.iter().all(|(_, inputs)| inputs.is_some()), "not found: {found:?}");
+}
+
 #[test]
 fn planted_mistakes_of_recovery_are_found_in_random_operations() {
     let bugs = [
@@ -194,17 +210,17 @@ fn planted_mistakes_of_recovery_are_found_in_random_operations() {
         Bug::ReplayTwice,
         Bug::ClaimForgotten,
     ];
-    let found = bugs.map(|bug| {
-        judge::plant(Some(bug));
-        let found = (0..400_000).find(|seed| {
-            let mut tape = Tape::seeded(*seed);
-            let bytes: Vec<u8> =
-                (0..tape.draw(Lane::Net, 300)).map(|_| tape.draw(Lane::Net, 256) as u8).collect();
-            panic::catch_unwind(|| journal::journal(&bytes)).is_err()
-        });
-        judge::plant(None);
-        (bug.id(), found)
-    });
-    println!("{found:?}");
-    assert!(found.iter().all(|(_, inputs)| inputs.is_some()), "not found: {found:?}");
+    all_are_found(bugs, journal::journal);
+}
+
+#[test]
+fn planted_mistakes_of_seals_are_found_in_random_operations() {
+    let bugs = [
+        Bug::SealMissesAnswered,
+        Bug::SealedSlotFreed,
+        Bug::DroppedSealFreed,
+        Bug::OlderSealForgotten,
+        Bug::OrphanFreedAtOnce,
+    ];
+    all_are_found(bugs, overlay::overlay);
 }

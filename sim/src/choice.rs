@@ -27,12 +27,14 @@ pub enum Lane {
     Backend,
     /// What clients ask for.
     Client,
+    /// When seals are taken, and how long they are held.
+    Seals,
 }
 
 impl Lane {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 5] =
-        [Self::Swarm, Self::Schedule, Self::Net, Self::Backend, Self::Client];
+    pub const ALL: [Self; 6] =
+        [Self::Swarm, Self::Schedule, Self::Net, Self::Backend, Self::Client, Self::Seals];
 
     fn name(self) -> &'static str {
         match self {
@@ -41,6 +43,7 @@ impl Lane {
             Self::Net => "net",
             Self::Backend => "backend",
             Self::Client => "client",
+            Self::Seals => "seals",
         }
     }
 }

@@ -212,6 +212,7 @@ impl SmallWorld {
             zeroes_percent: 0,
             probes: 0,
             sheet: None,
+            seals: 0,
         }
     }
 }

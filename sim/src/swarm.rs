@@ -58,6 +58,8 @@ pub struct Swarm {
     pub probes: u64,
     /// What keeps what was flushed; nothing for an ephemeral device.
     pub sheet: Option<Sheet>,
+    /// Seals that are taken while there are faults.
+    pub seals: u64,
 }
 
 /// The journal of a device, and what happens to it.
@@ -155,6 +157,7 @@ impl Swarm {
             probes: tape.draw(LANE, 3),
             zeroes_percent: *tape.pick(LANE, &[0, 0, 10, 50]),
             sheet: None,
+            seals: *tape.pick(Lane::Seals, &[0, 0, 1, 3, 20]),
         }
     }
 }

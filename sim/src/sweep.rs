@@ -61,7 +61,7 @@ impl Sweep {
         checks
     }
 
-    fn add(&mut self, seed: u64, outcome: Result<scenario::Report, Box<Failure>>, marks: u64) {
+    fn add(&mut self, seed: u64, outcome: Result<scenario::Report, Box<Failure>>, marks: u128) {
         self.seeds += 1;
         judge::marks(marks).for_each(|mark| *self.marks.entry(mark).or_default() += 1);
         match outcome {
@@ -90,7 +90,7 @@ pub fn is_canary(seed: u64) -> bool {
 }
 
 /// Runs one seed on this thread, as the options say; answers the marks it hit as well.
-pub fn run_seed(seed: u64, options: Options) -> (Result<scenario::Report, Box<Failure>>, u64) {
+pub fn run_seed(seed: u64, options: Options) -> (Result<scenario::Report, Box<Failure>>, u128) {
     judge::plant(options.plant);
     let _ = judge::take_marks();
     let outcome = if options.canary && is_canary(seed) {

@@ -9,6 +9,7 @@ mod driver;
 mod files;
 mod kernel;
 mod probe;
+mod seals;
 mod small;
 
 use std::collections::BTreeMap;
@@ -20,7 +21,7 @@ use glassine_core::overlay::SessionKey;
 use glassine_core::pin::PinCell;
 use glassine_core::request::RequestId;
 use glassine_core::session::{Input, Merge, Output};
-use glassine_core::slot::SlotState;
+use glassine_core::slot::{SlotCounts, SlotState};
 use glassine_core::sync::Arc;
 use glassine_core::{
     Catalog, CloseReason, Errno, Export, Instant, Overlay, OverlayConfig, Segment, Session, Source,
@@ -34,6 +35,7 @@ use crate::model::{Model, Moment, fill_template};
 use crate::net::Pipe;
 use crate::swarm::{Sheet, Swarm};
 use crate::trace::{Event, Trace};
+use seals::Export as SealExport;
 
 const BLOCK: usize = 4096;
 
@@ -59,6 +61,7 @@ pub struct World {
     time: Instant,
     next_key: u64,
     requests_left: u64,
+    seals_left: u64,
     mood: Mood,
     faults: Faults,
     next_serial: u64,
@@ -179,6 +182,7 @@ enum Kind {
     Load,
     Grow { slots: u32 },
     Task { task: Option<Task>, done: usize },
+    Export(SealExport),
     Wake,
 }
 
@@ -253,6 +257,7 @@ impl World {
             available: vec![0; swarm.template_bytes as usize],
             catalog: Arc::new(Catalog::new(vec![export])),
             requests_left: swarm.requests,
+            seals_left: swarm.seals,
             faults: Faults::new(swarm.quota_bytes),
             swarm,
             tape,
@@ -483,6 +488,7 @@ impl World {
             self.note("flush-all", 0, [0; 4]);
             self.after_overlay();
         }
+        self.perhaps_seal();
         if self.swarm.reset_per_10k == 0 || self.connections.is_empty() {
             return;
         }
@@ -689,13 +695,14 @@ impl World {
     pub fn check_end(&mut self) -> Result<(), Broken> {
         self.flush_all();
         // What a failed journal may still name is never used again.
-        while self.overlay.counts().displaced > 0 && !self.overlay.has_failed() {
+        let unused = |counts: SlotCounts| counts.displaced > 0 || counts.sealed > 0;
+        while unused(self.overlay.counts()) && !self.overlay.has_failed() {
             let before = self.overlay.counts();
             self.overlay.reclaim();
             if self.overlay.counts() == before {
                 return Broken::by(
                     "leak",
-                    format!("displaced slots that nobody frees: {before:?}"),
+                    format!("displaced or sealed slots that nobody frees: {before:?}"),
                 );
             }
         }

@@ -10,8 +10,9 @@ use sim::shrink;
 use sim::trace::Trace;
 
 /// What a drawn world shows only once in many thousands, if at all: `crashes.rs` finds the first for certain, a kept
-/// tape shows the second, and the fuzzed body of recovery finds the third.
-const RARE: [Bug; 3] = [Bug::CheckpointRaces, Bug::EdgesForgotten, Bug::ClaimForgotten];
+/// tape shows the second, and the fuzzed bodies of recovery and of the overlay find the others.
+const RARE: [Bug; 4] =
+    [Bug::CheckpointRaces, Bug::EdgesForgotten, Bug::ClaimForgotten, Bug::DroppedSealFreed];
 
 /// The smoke form of `sim planted`: one search for each bug.
 #[test]

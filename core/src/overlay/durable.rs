@@ -148,7 +148,7 @@ impl Overlay {
     /// Begins a barrier if slots would become free by it; answers until when it must be done.
     pub(super) fn flush_for_space(&mut self) -> Option<Epoch> {
         let journal = self.journal.as_mut().filter(|journal| !journal.has_failed())?;
-        let dropped = self.dropped.back().map(|(epoch, _)| *epoch);
+        let dropped = self.dropped.back().map(|dropped| dropped.epoch);
         let last = self.slots.displaced_last().max(dropped)?;
         if last <= journal.durable() {
             return None;

@@ -23,6 +23,15 @@ impl World {
                 self.grow(slots);
                 return Ok(());
             }
+            Kind::Export(export) => {
+                if self.export(export)? {
+                    operation.due = self.step + self.export_delay();
+                    self.operations.push(operation);
+                } else {
+                    self.ends("exported", key, serial);
+                }
+                return Ok(());
+            }
             Kind::Wake => {
                 if let Some(index) = index {
                     self.tell(index, "wake", Input::Wake);
@@ -82,7 +91,9 @@ impl World {
                     return Ok(());
                 }
             }
-            Kind::Grow { .. } | Kind::Task { .. } | Kind::Wake => unreachable!("done above"),
+            Kind::Grow { .. } | Kind::Task { .. } | Kind::Export(_) | Kind::Wake => {
+                unreachable!("done above")
+            }
         };
         self.ends(what, key, serial);
         self.tell(index, what, input);

@@ -37,10 +37,10 @@ impl World {
                 self.touches("reads", key, offset, bytes.len() as u64);
                 for slot in range.start / BLOCK..range.end.div_ceil(BLOCK) {
                     let state = self.overlay.slot_state((slot * BLOCK) as u64);
-                    if !matches!(state, SlotState::Live | SlotState::Displaced) {
+                    if !self.overlay.is_readable((slot * BLOCK) as u64) {
                         let text =
                             format!("connection {key} reads slot {slot}, which is {state:?}");
-                        return Broken::by("only live or displaced slots are read", text);
+                        return Broken::by("only slots in use are read", text);
                     }
                 }
                 bytes.copy_from_slice(&self.disk.bytes(DiskFile::Data)[range]);
