@@ -112,6 +112,9 @@ named! {
         DroppedSealFreed = "dropped-seal-freed": "a dropped part of the map is freed though a seal names its slots",
         OlderSealForgotten = "older-seal-forgotten": "when a seal is let go, its slots are freed though an older seal names them",
         OrphanFreedAtOnce = "orphan-freed-at-once": "when a seal is let go, its slots wait for no pin and no record",
+        LayerTail = "layer-tail": "size / block size blocks: a layer's last block is taken for one too many",
+        StorageMerge = "storage-merge": "neighbouring blocks of a stack count as one piece though they are from different layers",
+        ChecksumSkipped = "checksum-skipped": "the checksum of a layer's frame is not looked at",
         PaddedAlways = "padded-always": "EXPORT_NAME is padded for a client that wants no padding",
     }
 }

@@ -7,7 +7,8 @@
 //!
 //! Where to look: `wire` is the byte format, `handshake` the option haggling, `session` the
 //! whole of a connection (with `staging`, `request` and `outbox` as its parts), `overlay` the device
-//! (with `map`, `slot`, `pin` and `seal`), `journal` what of it survives a crash, `limits` every bound, `judge` what the simulator needs in here.
+//! (with `map`, `slot`, `pin` and `seal`), `journal` what of it survives a crash, `layer` the
+//! format of sealed layers, `limits` every bound, `judge` what the simulator needs in here.
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -21,6 +22,7 @@ pub mod export;
 pub mod handshake;
 pub mod journal;
 pub mod judge;
+pub mod layer;
 pub mod limits;
 pub mod map;
 pub mod outbox;
