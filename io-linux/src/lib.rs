@@ -25,6 +25,7 @@ pub mod data_file;
 pub mod device;
 pub mod driver;
 pub mod journal_files;
+pub mod layer;
 pub mod listener;
 pub mod mapping;
 #[cfg(all(test, loom))]
