@@ -2,7 +2,7 @@
 //! body, two engines.
 //!
 //! Each takes bytes, and panics if something is wrong. Where to look: `handshake`, `requests`, `session`,
-//! `overlay` and `journal` hold a body each, with what it knows about the right answer; `driver` and `client` are
+//! `overlay`, `journal` and `layer` hold a body each, with what it knows about the right answer; `driver` and `client` are
 //! what `requests` and `session` share; `input` turns bytes into choices; `seeds` makes the seeds.
 
 #![forbid(unsafe_code)]
@@ -12,6 +12,7 @@ mod driver;
 pub mod handshake;
 mod input;
 pub mod journal;
+pub mod layer;
 pub mod overlay;
 pub mod requests;
 pub mod seeds;
@@ -25,12 +26,13 @@ use sim::scenario;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them. Each has a shim in `targets/`, and seeds and a corpus by its name.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 7] = [
     ("handshake", handshake::handshake),
     ("requests", requests::requests),
     ("session", session::session),
     ("overlay", overlay::overlay),
     ("journal", journal::journal),
+    ("layer", layer::layer),
     ("world", world),
 ];
 

@@ -3,7 +3,7 @@
 
 use sim::choice::{Lane, Tape};
 
-use crate::{journal, overlay, session};
+use crate::{journal, layer, overlay, session};
 
 /// The seeds of a target, by name.
 #[must_use]
@@ -14,6 +14,7 @@ pub fn of(target: &str) -> Vec<(String, Vec<u8>)> {
         "session" => sessions(),
         "overlay" => overlays(),
         "journal" => journals(),
+        "layer" => layers(),
         "world" => worlds(),
         other => panic!("there is no target {other}"),
     };
@@ -233,6 +234,38 @@ fn journals() -> Seeds {
             "forged",
             talk(plain, &[&records[..], &[damage(3, 1, 64), vec![op(Forge), 3, 1, 0]]].concat()),
         ),
+    ]
+}
+
+fn layers() -> Seeds {
+    use layer::Op::*;
+    let op =
+        |op: layer::Op| layer::Op::ALL.iter().position(|one| *one == op).expect("listed") as u8;
+    let talk = |head: [u8; 2], steps: &[Vec<u8>]| [&head[..], &steps.concat()].concat();
+    // How many blocks, and what each is.
+    let data = |bytes: &[u8]| [&[op(Data), bytes.len() as u8 - 1], bytes].concat();
+    let some = |kind: layer::Op, count: u8| vec![op(kind), count - 1];
+    // For each frame whether it is short; then the name, the note, the number.
+    let seal = |frames: &[u8], rest: [u8; 3]| [&[op(Seal)], frames, &rest].concat();
+    let (whole, odd) = ([0, 0], [1, 1]);
+    let one = [data(&[1, 2, 3]), some(Zero, 2), some(Skip, 4), data(&[9; 20])];
+    let first = [&one[..], &[vec![op(Seal), 0, 3, 1, 7]]].concat();
+    let broken = |steps: &[Vec<u8>]| [&first[..], steps].concat();
+    vec![
+        ("empty", whole.to_vec()),
+        ("one", talk(whole, &one)),
+        ("odd", talk(odd, &[data(&[1, 2]), some(Zero, 1)])),
+        ("short-frame", talk(whole, &[data(&[5; 6]), seal(&[3], [0, 1, 1])])),
+        ("two", talk(whole, &[&first[..], &[some(Skip, 6), data(&[4]), some(Skip, 9)]].concat())),
+        ("three", {
+            let seal = seal(&[0], [1, 0, 1]);
+            let steps = [data(&[1; 3]), seal.clone(), some(Zero, 3), seal, some(Skip, 5)];
+            talk(whole, &steps)
+        }),
+        ("footer", talk(whole, &broken(&[vec![op(DamageEnd), 200, 0, 1]]))),
+        ("cut", talk(whole, &broken(&[vec![op(Cut), 100, 0]]))),
+        ("extended", talk(whole, &broken(&[vec![op(Extend), 9]]))),
+        ("forged", talk(whole, &broken(&[vec![op(DamageEnd), 16, 16, 1], vec![op(Forge)]]))),
     ]
 }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use glassine_core::judge::{self, Bug};
-use glassine_fuzz::{TARGETS, handshake, journal, overlay, requests, seeds, session, world};
+use glassine_fuzz::{TARGETS, handshake, journal, layer, overlay, requests, seeds, session, world};
 use sim::choice::{Lane, Tape};
 
 fn directory(kind: &str, target: &str) -> PathBuf {
@@ -71,6 +71,7 @@ search!(nothing_a_client_sends_as_requests_breaks_a_session, requests::requests,
 search!(no_sequence_of_operations_breaks_a_session, session::session, 6);
 search!(no_sequence_of_operations_breaks_an_overlay, overlay::overlay, 6);
 search!(no_damage_breaks_a_recovery, journal::journal, 6);
+search!(no_damage_makes_a_layer_lie, layer::layer, 4);
 search!(no_tape_breaks_a_world, world, 6);
 
 /// Random bytes seldom begin with a magic: this one builds options with arbitrary fields.
@@ -183,18 +184,21 @@ fn a_checkpoint_remembers_space_that_a_write_under_way_uses() {
 }
 
 /// Without coverage to guide it, and with few inputs, a body still finds what it is there to find.
-fn all_are_found<const COUNT: usize>(bugs: [Bug; COUNT], body: fn(&[u8])) {
-    let found = bugs.map(|bug| {
-        judge::plant(Some(bug));
-        let found = (0..400_000).find(|seed| {
-            let mut tape = Tape::seeded(*seed);
-            let bytes: Vec<u8> =
-                (0..tape.draw(Lane::Net, 300)).map(|_| tape.draw(Lane::Net, 256) as u8).collect();
-            panic::catch_unwind(|| body(&bytes)).is_err()
-        });
-        judge::plant(None);
-        (bug.id(), found)
-    });
+fn find_in_random_operations(bugs: &[Bug], body: fn(&[u8])) {
+    let found: Vec<_> = bugs
+        .iter()
+        .map(|bug| {
+            judge::plant(Some(*bug));
+            let found = (0..400_000).find(|seed| {
+                let mut tape = Tape::seeded(*seed);
+                let length = tape.draw(Lane::Net, 300);
+                let bytes: Vec<u8> = (0..length).map(|_| tape.draw(Lane::Net, 256) as u8).collect();
+                panic::catch_unwind(|| body(&bytes)).is_err()
+            });
+            judge::plant(None);
+            (bug.id(), found)
+        })
+        .collect();
     println!("{found:?}");
     assert!(found.iter().all(|(_, inputs)| inputs.is_some()), "not found: {found:?}");
 }
@@ -210,7 +214,7 @@ fn planted_mistakes_of_recovery_are_found_in_random_operations() {
         Bug::ReplayTwice,
         Bug::ClaimForgotten,
     ];
-    all_are_found(bugs, journal::journal);
+    find_in_random_operations(&bugs, journal::journal);
 }
 
 #[test]
@@ -222,5 +226,11 @@ fn planted_mistakes_of_seals_are_found_in_random_operations() {
         Bug::OlderSealForgotten,
         Bug::OrphanFreedAtOnce,
     ];
-    all_are_found(bugs, overlay::overlay);
+    find_in_random_operations(&bugs, overlay::overlay);
+}
+
+#[test]
+fn planted_mistakes_of_layers_are_found_in_random_operations() {
+    let bugs = [Bug::LayerTail, Bug::StorageMerge, Bug::ChecksumSkipped];
+    find_in_random_operations(&bugs, layer::layer);
 }

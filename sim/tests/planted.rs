@@ -10,9 +10,16 @@ use sim::shrink;
 use sim::trace::Trace;
 
 /// What a drawn world shows only once in many thousands, if at all: `crashes.rs` finds the first for certain, a kept
-/// tape shows the second, and the fuzzed bodies of recovery and of the overlay find the others.
-const RARE: [Bug; 4] =
-    [Bug::CheckpointRaces, Bug::EdgesForgotten, Bug::ClaimForgotten, Bug::DroppedSealFreed];
+/// tape shows the second, and the fuzzed bodies of recovery, of the overlay and of layers find the others.
+const RARE: [Bug; 7] = [
+    Bug::CheckpointRaces,
+    Bug::EdgesForgotten,
+    Bug::ClaimForgotten,
+    Bug::DroppedSealFreed,
+    Bug::LayerTail,
+    Bug::StorageMerge,
+    Bug::ChecksumSkipped,
+];
 
 /// The smoke form of `sim planted`: one search for each bug.
 #[test]
