@@ -21,13 +21,16 @@ pub struct DataFile {
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
 /// Room in the address space for more than the device holds: private and displaced slots come on top
-/// of the live ones.
+/// of the live ones,
 const SLACK_BYTES: u64 = 4 << 30;
+/// and while there is a seal, as many again as the device has; of a very large one no more than this.
+const SEALED_BYTES_MAX: u64 = 1 << 40;
 
 impl DataFile {
     /// The data file of a device of this size; what is there of it counts in whole slots.
     pub fn new(file: File, device_bytes: u64) -> io::Result<Self> {
-        let mapping = Mapping::new(device_bytes + SLACK_BYTES, true);
+        let sealed_bytes = device_bytes.min(SEALED_BYTES_MAX);
+        let mapping = Mapping::new(device_bytes + sealed_bytes + SLACK_BYTES, true);
         let bytes = file.metadata()?.len().min(mapping.capacity()) / BLOCK * BLOCK;
         mapping.extend(&file, bytes)?;
         Ok(Self { file, mapping, bytes: AtomicU64::new(bytes) })

@@ -13,6 +13,7 @@ use glassine_core::{Errno, Export, Instant, Overlay, OverlayConfig, Source};
 use crate::config::DeviceConfig;
 use crate::data_file::{self, DataFile};
 use crate::journal_files::{JournalFiles, Owner};
+use crate::layer::Parent;
 use crate::sheet::{self, Sheet, SheetNote};
 use crate::sync::{Arc, Mutex, lock};
 use crate::template::Template;
@@ -223,6 +224,12 @@ impl Device {
     #[must_use]
     pub fn template(&self) -> &Arc<Template> {
         self.template.as_ref().expect("only a device over a template has blocks that show it")
+    }
+
+    /// What a layer is over that is made of this device.
+    #[must_use]
+    pub fn layer_parent(&self) -> Option<Parent> {
+        self.template.as_ref().map(|template| template.as_parent())
     }
 
     /// In words, for the log: what is below and above.

@@ -35,6 +35,7 @@ pub mod router;
 pub mod server;
 pub mod shared;
 pub mod sheet;
+pub mod snapshot;
 pub mod sync;
 #[allow(unsafe_code)]
 pub mod sys;

@@ -11,10 +11,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use glassine_core::layer::footer::is_file_name;
 use glassine_core::limits::DEVICE_BYTES_MAX;
 use glassine_core::{Errno, Instant};
 use sha2::{Digest, Sha256};
 
+use crate::layer::{Parent, ParentKind};
 use crate::mapping::Mapping;
 use crate::sync::{AtomicU64, Ordering};
 use crate::sys::{self, IoVec};
@@ -97,6 +99,16 @@ impl Template {
     #[must_use]
     pub fn fingerprint(&self) -> [u8; 32] {
         self.fingerprint
+    }
+
+    /// What a layer has to say of its parent if it is sealed from a device over this template.
+    #[must_use]
+    pub fn as_parent(&self) -> Parent {
+        let name = self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        // It is a hint: a name that cannot be noted is left out.
+        let name = if is_file_name(name) { name } else { "" };
+        let (kind, bytes) = (ParentKind::Image, self.bytes);
+        Parent { kind, id: self.fingerprint, bytes, name: name.to_owned() }
     }
 
     /// Hands out pointers to a range, for the kernel.

@@ -1,0 +1,188 @@
+//! Snapshots of a running device: a seal, exported as a layer while clients go on.
+//!
+//! Only the seal itself holds the device's lock, for no longer than a request does. All that follows reads
+//! slots which nobody changes any more, on a thread that gives way to everybody else.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow, ensure};
+use glassine_core::map::Entry;
+use glassine_core::overlay::SessionKey;
+use glassine_core::{Errno, Overlay, Seal};
+
+use crate::device::Device;
+use crate::layer::{About, Hex, LayerSummary, LayerWriter};
+use crate::pool::Pool;
+use crate::sync::{Arc, AtomicBool, AtomicU64, Ordering};
+use crate::sys;
+
+const BLOCK: u64 = glassine_core::limits::BLOCK_BYTES as u64;
+/// So much is read at a time.
+const CHUNK_BYTES: u64 = 1 << 20;
+/// How often it is asked whether a flush is done.
+const FLUSH_POLL_TIME: Duration = Duration::from_millis(1);
+/// No connection has this name: waking it wakes nobody.
+const NOBODY: SessionKey = SessionKey(0);
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// Where the layer goes.
+    pub out: PathBuf,
+    /// Whether the device is flushed first.
+    pub flush: bool,
+    /// The level of zstd, if the layer is to be compressed.
+    pub compress: Option<i32>,
+}
+
+/// How far it is, and whether it is still wanted.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Bytes that are done.
+    pub done_bytes: AtomicU64,
+    /// Bytes there are to do.
+    pub total_bytes: AtomicU64,
+    /// Nobody wants it any more.
+    pub cancelled: AtomicBool,
+}
+
+/// What came of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Done {
+    /// The name of the layer's content.
+    pub layer_id: String,
+    /// Bytes of data in the layer.
+    pub data_bytes: u64,
+    /// Bytes that it says are zero.
+    pub zero_bytes: u64,
+    /// Bytes of the file.
+    pub file_bytes: u64,
+    /// From asking for the seal to having it.
+    pub seal_micros: u64,
+    /// How long it took in all.
+    pub seconds: f64,
+}
+
+/// Takes a snapshot of a device, whose files `storage` sees to. Blocks until the layer is there and durable; the thread it runs
+/// on has a low priority from now on.
+pub fn take(
+    device: &Arc<Device>,
+    storage: &Pool,
+    request: &Request,
+    progress: &Progress,
+) -> anyhow::Result<Done> {
+    sys::lower_priority();
+    let began = Instant::now();
+    let about = About {
+        virtual_bytes: device.export.size_bytes,
+        parent: device.layer_parent(),
+        compress: request.compress,
+    };
+    // Before there is a seal: what is wrong with the name is known at once.
+    let writer = LayerWriter::create(&request.out, &about)?;
+    if request.flush {
+        flush(device, storage).context("cannot flush the device, so no snapshot is taken")?;
+    }
+    let asked = Instant::now();
+    let held = Held::take(device, storage);
+    let seal_micros = asked.elapsed().as_micros() as u64;
+    let summary = export(&held, writer, about.parent.is_some(), progress)?;
+    drop(held);
+    let LayerSummary { id, data_blocks, zero_blocks, file_bytes } = summary;
+    Ok(Done {
+        layer_id: Hex(&id).to_string(),
+        data_bytes: data_blocks * BLOCK,
+        zero_bytes: zero_blocks * BLOCK,
+        file_bytes,
+        seal_micros,
+        seconds: began.elapsed().as_secs_f64(),
+    })
+}
+
+/// A seal, which is handed back whatever happens.
+struct Held<'a> {
+    device: &'a Arc<Device>,
+    storage: &'a Pool,
+    seal: Option<Seal>,
+}
+
+impl<'a> Held<'a> {
+    fn take(device: &'a Arc<Device>, storage: &'a Pool) -> Self {
+        let mut seal = None;
+        storage.settle(device, device.with_overlay(|overlay| seal = Some(overlay.seal())));
+        Self { device, storage, seal }
+    }
+
+    fn seal(&self) -> &Seal {
+        self.seal.as_ref().expect("until it is dropped")
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        let mut seal = self.seal.take();
+        let mut map = None;
+        let unseal = |overlay: &mut Overlay| {
+            map = seal.take().map(|seal| overlay.unseal(seal));
+            overlay.reclaim();
+        };
+        self.storage.settle(self.device, self.device.with_overlay(unseal));
+        // Only now, since this may take a while.
+        drop(map);
+    }
+}
+
+/// Makes everything durable that is visible.
+fn flush(device: &Arc<Device>, storage: &Pool) -> anyhow::Result<()> {
+    let mut visible = None;
+    loop {
+        let mut outcome: Result<_, Errno> = Ok(None);
+        let ask = |overlay: &mut Overlay| {
+            let until = *visible.get_or_insert(overlay.visible());
+            outcome = overlay.durable(until, NOBODY);
+        };
+        storage.settle(device, device.with_overlay(ask));
+        match outcome {
+            Ok(Some(_)) => return Ok(()),
+            Ok(None) => std::thread::sleep(FLUSH_POLL_TIME),
+            Err(_) => return Err(anyhow!("its journal has failed; see the log")),
+        }
+    }
+}
+
+/// Writes what a seal shows to a layer: the blocks that are in slots, and those that are zero over a parent.
+fn export(
+    held: &Held<'_>,
+    mut writer: LayerWriter,
+    has_parent: bool,
+    progress: &Progress,
+) -> anyhow::Result<LayerSummary> {
+    let seal = held.seal();
+    progress.total_bytes.store(seal.tally().slots * BLOCK, Ordering::Relaxed);
+    let mut chunk = vec![0; CHUNK_BYTES as usize];
+    let mut block = 0;
+    while block < seal.blocks() {
+        ensure!(!progress.cancelled.load(Ordering::Relaxed), "the snapshot was cancelled");
+        let (run, entry) = seal.run_at(block);
+        block = run.end;
+        match entry {
+            Entry::Template => {}
+            Entry::Zero | Entry::ZeroProvisioned | Entry::ZeroClaimed if has_parent => {
+                writer.zero(run)?;
+            }
+            Entry::Zero | Entry::ZeroProvisioned | Entry::ZeroClaimed => {}
+            Entry::Slot(slot) => {
+                let count = (run.end - run.start).min(CHUNK_BYTES / BLOCK);
+                block = run.start + count;
+                let bytes = &mut chunk[..(count * BLOCK) as usize];
+                held.device.data().read(bytes, slot.offset()).map_err(|error| {
+                    anyhow!("cannot read the sheet at byte {}: {error:?}", slot.offset())
+                })?;
+                writer.data(run.start, bytes)?;
+                progress.done_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            }
+        }
+    }
+    writer.finish()
+}
