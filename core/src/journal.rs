@@ -166,6 +166,10 @@ struct Checkpoint {
     spare: Vec<u8>,
 }
 
+/// The position of an edit in the queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Place(pub(crate) u32);
+
 /// The next record: its number, and the checksum of the one before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Position {
@@ -291,8 +295,15 @@ impl Journal {
             && (self.fresh == 0 || self.fresh + slots <= u64::from(self.limits.fresh_slots_max))
     }
 
-    /// One publish queues its edits.
-    pub(crate) fn record(&mut self, entries: impl Iterator<Item = Entry>) {
+    /// A publish of one block, whose last edit is still queued: the new one takes its place. All of a record
+    /// applies at once, so nobody can tell; and a block that is written over and over takes one entry.
+    pub(crate) fn record_again(&mut self, place: Place, entry: &Entry) {
+        mark(Mark::EditReplaced);
+        self.queue.replace(place.0 as usize, entry);
+    }
+
+    /// One publish queues its edits. Answers where, if it is one.
+    pub(crate) fn record(&mut self, entries: impl Iterator<Item = Entry>) -> Option<Place> {
         let before = self.queue.entries();
         for entry in entries {
             if let Content::Slots(_) = entry.content {
@@ -305,6 +316,7 @@ impl Journal {
             self.queue.rotate_last(count, self.last_publish);
         }
         self.last_publish = count;
+        (count == 1).then_some(Place(before as u32))
     }
 
     /// A slot that a record names was displaced.
@@ -368,8 +380,11 @@ impl Journal {
     }
 
     fn wants_barrier(&self) -> bool {
-        let by_itself = self.queue.entries() > self.limits.queue_entries_max as usize / 2
-            || self.fresh > u64::from(self.limits.fresh_slots_max) / 2
+        // What is left is room for what is published until it is done.
+        let queue_most = self.limits.queue_entries_max / 4 * 3;
+        let fresh_most = self.limits.fresh_slots_max / 4 * 3;
+        let by_itself = self.queue.entries() > queue_most as usize
+            || self.fresh > u64::from(fresh_most)
             || self.limbo > u64::from(self.limits.limbo_slots_max);
         if by_itself {
             mark(Mark::BarrierByItself);

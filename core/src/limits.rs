@@ -27,7 +27,7 @@ pub const GROWTH_SLOTS_MAX: u32 = 16 << 10;
 pub const RECLAIM_SLOTS_PER_STEP: u32 = 4096;
 
 /// Size of each of a sheet's two journal segments, when it is made.
-pub const SEGMENT_BYTES: u64 = 4 << 20;
+pub const SEGMENT_BYTES: u64 = 8 << 20;
 /// The largest segment that is read: recovery holds one in memory.
 pub const SEGMENT_BYTES_MAX: u64 = 64 << 20;
 
@@ -84,8 +84,8 @@ pub struct JournalLimits {
     /// Edits of the map that may wait for a barrier; each is 16 bytes. This bounds a record, and with it
     /// what is encoded under the device's lock. At least [`Self::publish_entries_max`] of the longest payload.
     pub queue_entries_max: u32,
-    /// Slots that may be published and named by no record yet: the work of one capture, and what a power
-    /// cut may take where nobody flushes. At half of it, a barrier begins by itself.
+    /// Slots that the edits may name which wait for a barrier: the work of one capture. At three quarters of
+    /// it, or of the queue, a barrier begins by itself.
     pub fresh_slots_max: u32,
     /// Slots that may wait for a record before they are used again, until a barrier begins by itself.
     pub limbo_slots_max: u32,
@@ -97,8 +97,8 @@ impl Default for JournalLimits {
     fn default() -> Self {
         Self {
             queue_entries_max: QUEUE_ENTRIES_MAX,
-            fresh_slots_max: 128 << 10,
-            limbo_slots_max: 16 << 10,
+            fresh_slots_max: 1 << 20,
+            limbo_slots_max: 64 << 10,
             section_entries: 1020,
         }
     }
@@ -107,15 +107,15 @@ impl Default for JournalLimits {
 impl JournalLimits {
     /// The most edits of one publish: a run for every block, and the zeroes between them.
     #[must_use]
-    pub fn publish_entries_max(payload_bytes_max: u32) -> u32 {
+    pub const fn publish_entries_max(payload_bytes_max: u32) -> u32 {
         payload_bytes_max / BLOCK_BYTES + 4
     }
 }
 
-/// Edits that may wait for a barrier in production.
-const QUEUE_ENTRIES_MAX: u32 = 32 << 10;
+/// Edits that may wait for a barrier in production: as many as fit a frame.
+const QUEUE_ENTRIES_MAX: u32 = 131_000;
 
 // The largest publish fits the queue, a whole queue one record, and two of those half a segment.
-const _: () = assert!(QUEUE_ENTRIES_MAX >= PAYLOAD_BYTES_MAX / BLOCK_BYTES + 4);
+const _: () = assert!(QUEUE_ENTRIES_MAX >= JournalLimits::publish_entries_max(PAYLOAD_BYTES_MAX));
 const _: () = assert!(frame_bytes(QUEUE_ENTRIES_MAX as usize) <= FRAME_BYTES_MAX);
 const _: () = assert!(SEGMENT_BYTES >= 4 * frame_bytes(QUEUE_ENTRIES_MAX as usize) as u64);

@@ -20,7 +20,7 @@ use core::ops::Range;
 pub use durable::{Durable, Visible};
 
 use crate::error::Errno;
-use crate::journal::Journal;
+use crate::journal::{Journal, Place};
 use crate::judge::{Bug, Mark, mark, planted, used};
 use crate::limits::{BLOCK_BYTES, DEVICE_BYTES_MAX, GROWTH_SLOTS_MAX, RECLAIM_SLOTS_PER_STEP};
 use crate::map::{Dropped, Entry, Map, SLOTS_MAX, Tally, Uniform};
@@ -433,8 +433,9 @@ impl Overlay {
         grant: Grant,
         predecessors: impl Iterator<Item = Predecessor>,
     ) -> Result<Visible, Conflict> {
+        let mut place = None;
         if planted(Bug::RecordOfRefused) {
-            self.record(extent, runs);
+            place = self.record(extent, runs);
         }
         for predecessor in predecessors {
             let replaced = self.map.entry(predecessor.block) != predecessor.entry;
@@ -466,10 +467,10 @@ impl Overlay {
         }
         self.epoch.0 += 1;
         if !planted(Bug::RecordOfRefused) {
-            self.record(extent, runs);
+            place = self.record(extent, runs);
         }
         self.zero(extent);
-        self.flip(extent, runs);
+        self.flip(extent, runs, place);
         used(self.map.tally().provisioned() + self.charged);
         Ok(Visible::at(self.epoch))
     }
@@ -510,11 +511,11 @@ impl Overlay {
     }
 
     /// The slots of a publish: those before the zero range, and those behind it.
-    fn flip(&mut self, extent: &Extent, runs: &mut Vec<Run>) {
+    fn flip(&mut self, extent: &Extent, runs: &mut Vec<Run>, place: Option<Place>) {
         for run in runs.iter() {
             self.slots.publish(*run);
             if self.journal.is_some() {
-                self.slots.freshen(*run);
+                self.slots.freshen(*run, place);
             }
         }
         let epoch = self.epoch;

@@ -8,6 +8,7 @@
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
+use crate::journal::Place;
 use crate::judge::{Bug, Mark, mark, planted};
 use crate::limits::BLOCK_BYTES;
 use crate::map::{Entry, Map};
@@ -96,6 +97,26 @@ impl SlotCounts {
     }
 }
 
+/// What a slot waits for, in four bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+struct Fresh(u32);
+
+impl Fresh {
+    /// Nothing: a record names it, or will never do.
+    const NOT: Self = Self(0);
+    /// A record, where it is one of several of its edit.
+    const ONE_OF_MANY: Self = Self(1);
+
+    /// A record, where it has an edit of its own.
+    fn at(place: Place) -> Self {
+        Self(place.0 + 2)
+    }
+
+    fn place(self) -> Option<Place> {
+        self.0.checked_sub(2).map(Place)
+    }
+}
+
 /// Runs at least this long are kept for large writes.
 const LARGE_RUN_SLOTS: u32 = 16;
 
@@ -111,9 +132,9 @@ pub struct SlotTable {
     /// name, and those that it never did.
     displaced: VecDeque<(Epoch, Run)>,
     unnamed: VecDeque<(Epoch, Run)>,
-    /// Live slots that no record of the journal names yet, a bit each. All zero where there is no
-    /// journal.
-    fresh: Vec<u64>,
+    /// For each slot, whether it is live and no record of the journal names it yet, and where its edit waits.
+    /// Empty where there is no journal.
+    fresh: Vec<Fresh>,
     seals: Seals,
 }
 
@@ -266,30 +287,33 @@ impl SlotTable {
         (seen, limbo)
     }
 
-    /// No record of the journal names these live slots yet.
-    pub(crate) fn freshen(&mut self, run: Run) {
-        self.fresh.resize(self.states.len().div_ceil(64), 0);
+    /// No record of the journal names these live slots yet. If it is one, its edit waits at `place`.
+    pub(crate) fn freshen(&mut self, run: Run, place: Option<Place>) {
+        self.fresh.resize(self.states.len(), Fresh::NOT);
+        let place = place.filter(|_| run.count == 1);
+        let fresh = place.map_or(Fresh::ONE_OF_MANY, Fresh::at);
         for index in run.range() {
             assert!(self.states[index] == State::Live, "only live slots are fresh");
-            self.fresh[index / 64] |= 1 << (index % 64);
+            self.fresh[index] = fresh;
         }
+    }
+
+    /// Where the edit waits that named this live slot, if it names no other.
+    pub(crate) fn place(&self, slot: SlotId) -> Option<Place> {
+        self.fresh.get(slot.0 as usize)?.place()
     }
 
     /// A record names these slots from now on, if they are still live.
     pub(crate) fn settle(&mut self, run: Run) {
-        for index in run.range() {
-            self.fresh[index / 64] &= !(1 << (index % 64));
+        if !planted(Bug::EditPlaceStale) {
+            self.fresh[run.range()].fill(Fresh::NOT);
         }
     }
 
     /// Whether no record of the journal names the slot; it does not count as fresh any more.
     fn take_fresh(&mut self, slot: SlotId) -> bool {
-        let index = slot.0 as usize;
-        let Some(word) = self.fresh.get_mut(index / 64) else { return false };
-        let bit = 1 << (index % 64);
-        let was = *word & bit != 0;
-        *word &= !bit;
-        was
+        let fresh = self.fresh.get_mut(slot.0 as usize).map(core::mem::take);
+        fresh.unwrap_or_default() != Fresh::NOT
     }
 
     /// The map no longer names this slot, since `epoch` began. Answers whether it waits for a record.
@@ -481,7 +505,7 @@ mod tests {
         let mut runs = Vec::new();
         table.take(3, &mut runs);
         table.publish(runs[0]);
-        table.freshen(runs[0]);
+        table.freshen(runs[0], None);
         assert!(!table.displace(SlotId(0), Epoch(5)));
         table.settle(Run { first: SlotId(1), count: 1 });
         assert!(table.displace(SlotId(1), Epoch(6)));

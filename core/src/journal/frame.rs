@@ -32,7 +32,7 @@ pub(crate) fn le64(bytes: &[u8], at: usize) -> u64 {
 /// The frame's length is a multiple of this.
 pub const PAGE_BYTES: usize = 4096;
 /// No frame is longer. So looking for a record behind damage takes no longer than this for each page.
-pub const FRAME_BYTES_MAX: usize = 1 << 20;
+pub const FRAME_BYTES_MAX: usize = 2 << 20;
 /// Bytes of a frame before its entries.
 pub const HEADER_BYTES: usize = 64;
 /// Bytes of an entry.
@@ -220,6 +220,12 @@ impl FrameBuffer {
             self.bytes.resize(HEADER_BYTES, 0);
         }
         self.bytes.extend_from_slice(&entry.encode());
+    }
+
+    /// Puts an entry in the place of another.
+    pub fn replace(&mut self, position: usize, entry: &Entry) {
+        let at = HEADER_BYTES + position * ENTRY_BYTES;
+        self.bytes[at..at + ENTRY_BYTES].copy_from_slice(&entry.encode());
     }
 
     /// See [`Bug::OrderSwapped`].

@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::journal::frame::{Content, Entry as Edit};
-use crate::journal::{Journal, Task};
+use crate::journal::{Journal, Place, Task};
+use crate::map::Entry as MapEntry;
 
 /// A moment of a device: everything published up to it is seen by every later READ. Whether it survives
 /// a crash is another question, which [`Overlay::durable`] answers.
@@ -127,14 +128,24 @@ impl Overlay {
         Err(Conflict::Backlog)
     }
 
-    /// The edits of a publish join the journal, in the step that makes them visible.
-    pub(super) fn record(&mut self, extent: &Extent, runs: &[Run]) {
-        let Some(journal) = &mut self.journal else { return };
+    /// The edits of a publish join the journal, in the step that makes them visible. Answers where, if it is
+    /// one edit.
+    pub(super) fn record(&mut self, extent: &Extent, runs: &[Run]) -> Option<Place> {
+        let journal = self.journal.as_mut()?;
         let zero = &extent.zero;
+        if let [Run { first, count: 1 }] = *runs
+            && extent.blocks.end - extent.blocks.start == 1
+            && let MapEntry::Slot(old) = self.map.entry(extent.blocks.start)
+            && let Some(place) = self.slots.place(old)
+        {
+            let content = Content::Slots(first);
+            journal.record_again(place, &Edit { block: extent.blocks.start, count: 1, content });
+            return Some(place);
+        }
         let content = if extent.provision { Content::ZeroProvisioned } else { Content::Zero };
         let zero = Edit { block: zero.start, count: zero.end - zero.start, content };
         let zero = Some(zero).filter(|edit| edit.count > 0 && !planted(Bug::TrimForgotten));
-        journal.record(zero.into_iter().chain(edits(extent, runs)));
+        journal.record(zero.into_iter().chain(edits(extent, runs)))
     }
 
     /// Up to when what was displaced may be used again, as far as the journal is concerned.
