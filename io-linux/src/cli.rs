@@ -56,9 +56,12 @@ pub struct Serve {
     /// Serve the devices of this TOML file instead of one from the command line.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["template", "size", "sheet", "listen", "export", "read_only", "quota", "ephemeral"])]
     pub config: Option<PathBuf>,
-    /// The raw disk image below the device; it is never written to.
+    /// The raw disk image or layer below the device; it is never written to.
     #[arg(long, value_name = "FILE", required_unless_present_any = ["size", "config"])]
     pub template: Option<PathBuf>,
+    /// Where to look for the parents of a layer, apart from beside it. May be given several times.
+    #[arg(long = "layer-dir", value_name = "DIR")]
+    pub layer_dirs: Vec<PathBuf>,
     /// The size of the device, such as 10G; without --template the device is blank.
     #[arg(long, value_parser = parse_size)]
     pub size: Option<u64>,
@@ -96,6 +99,7 @@ impl Serve {
             let mut config = Config::read(path)?;
             config.workers = self.workers.or(config.workers);
             config.detect_zeroes = self.detect_zeroes.unwrap_or(config.detect_zeroes);
+            config.layer_dirs.extend(self.layer_dirs);
             return Ok(config);
         }
         let device = DeviceConfig {
@@ -112,6 +116,7 @@ impl Serve {
             listen: self.listen,
             workers: self.workers,
             detect_zeroes: self.detect_zeroes.unwrap_or(true),
+            layer_dirs: self.layer_dirs,
             devices: vec![device],
         })
     }

@@ -16,6 +16,9 @@ pub struct Config {
     /// Whether a write of nothing but zeroes gives its space back instead of taking some.
     #[serde(default = "yes")]
     pub detect_zeroes: bool,
+    /// Where layers look for their parents, apart from beside themselves.
+    #[serde(default)]
+    pub layer_dirs: Vec<PathBuf>,
     /// The devices.
     #[serde(rename = "device")]
     pub devices: Vec<DeviceConfig>,
@@ -35,7 +38,7 @@ pub struct DeviceConfig {
     /// Text for clients that list exports.
     #[serde(default)]
     pub description: String,
-    /// The raw image below.
+    /// The raw image or layer below.
     pub template: Option<PathBuf>,
     /// The size; that of the template if not given.
     #[serde(default, rename = "size", deserialize_with = "size")]

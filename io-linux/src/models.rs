@@ -158,7 +158,7 @@ fn cancel_against_fetch() {
     fs::write(template.path(), [7; 4096]).unwrap();
     let path = template.path().to_owned();
     check("cancel_against_fetch", None, move || {
-        let template = Arc::new(crate::template::Template::open(&path).unwrap());
+        let template = Arc::new(crate::template::Template::open(&path, &[]).unwrap());
         let config = DeviceConfig { read_only: true, ..DeviceConfig::default() };
         let device = Arc::new(Device::open(&config, Some(template)).unwrap());
         let shared = server(1);

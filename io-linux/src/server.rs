@@ -1,12 +1,13 @@
 //! A whole server: devices, listeners and workers, from start to drain.
 
 use std::io;
+use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 
 use anyhow::Context;
 use glassine_core::{Catalog, Limits};
 
-use crate::config::{Config, DeviceConfig, Listen};
+use crate::config::{Config, Listen};
 use crate::copy;
 use crate::device::Device;
 use crate::listener::Listener;
@@ -15,7 +16,7 @@ use crate::router::{Mail, Router, WORKERS_MAX};
 use crate::shared::{CONNECTIONS_MAX, Shared};
 use crate::sync::{Arc, AtomicU64, AtomicUsize, Ordering};
 use crate::sys;
-use crate::template::Template;
+use crate::template::{self, Template};
 use crate::worker::Worker;
 
 /// A running server.
@@ -37,7 +38,7 @@ impl Server {
         // else is touched.
         let bind = |listen| Listener::bind(listen).map(Arc::new);
         let listeners: Vec<_> = config.listen.iter().map(bind).collect::<anyhow::Result<_>>()?;
-        let devices = open_devices(&config.devices)?;
+        let devices = open_devices(config)?;
         let catalog = Catalog::new(devices.iter().map(|device| device.export.clone()).collect());
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let workers = config.workers.unwrap_or(cores).min(WORKERS_MAX);
@@ -123,23 +124,40 @@ impl Server {
 }
 
 /// Opens devices; those over one template share it.
-fn open_devices(configs: &[DeviceConfig]) -> anyhow::Result<Vec<Arc<Device>>> {
+fn open_devices(config: &Config) -> anyhow::Result<Vec<Arc<Device>>> {
     let mut templates: Vec<Arc<Template>> = Vec::new();
     let mut devices = Vec::new();
-    for config in configs {
-        let template = match &config.template {
+    for device in &config.devices {
+        let template = match &device.template {
             None => None,
             Some(path) => {
-                let opened = Template::open(path)?;
-                let same = |other: &&Arc<Template>| other.identity() == opened.identity();
-                let known = templates.iter().find(same).cloned();
-                Some(known.unwrap_or_else(|| {
-                    templates.push(Arc::new(opened));
-                    Arc::clone(&templates[templates.len() - 1])
-                }))
+                let identity = template::identity(path).ok();
+                let same = |other: &&Arc<Template>| Some(other.identity()) == identity;
+                Some(match templates.iter().find(same) {
+                    Some(known) => Arc::clone(known),
+                    None => {
+                        let opened = Arc::new(open_template(path, &config.layer_dirs)?);
+                        templates.push(Arc::clone(&opened));
+                        opened
+                    }
+                })
             }
         };
-        devices.push(Arc::new(Device::open(config, template)?));
+        devices.push(Arc::new(Device::open(device, template)?));
     }
     Ok(devices)
+}
+
+fn open_template(path: &Path, layer_dirs: &[PathBuf]) -> anyhow::Result<Template> {
+    let began = std::time::Instant::now();
+    let template = Template::open(path, layer_dirs)?;
+    if let Some(composed) = template.composed() {
+        let milliseconds = began.elapsed().as_millis() as u64;
+        let chain = composed.chain();
+        let base = chain.base.as_ref().map(|base| base.path.display().to_string());
+        let over = base.as_deref().unwrap_or("zeroes");
+        let layers = chain.layers.len();
+        tracing::info!(template = %path.display(), milliseconds, layers, over, "opened layers");
+    }
+    Ok(template)
 }

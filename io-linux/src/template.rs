@@ -1,6 +1,8 @@
-//! A template: a raw disk image that is only ever read, shared by every device over it.
+//! A template: a raw disk image, or a layer with all that is below it, that is only ever read, shared by every
+//! device over it.
 //!
-//! Its pages are sent from a mapping. Whether a page is in the page cache is asked first; a cold one
+//! A layer is served from a file that is composed as it is read (`composed`); everything else is the same. The
+//! file's pages are sent from a mapping. Whether a page is in the page cache is asked first; a cold one
 //! is read by the pool, so that the event loop never waits for a disk.
 
 use std::fs::File;
@@ -11,15 +13,20 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use glassine_core::layer::footer::is_file_name;
 use glassine_core::limits::DEVICE_BYTES_MAX;
 use glassine_core::{Errno, Instant};
 use sha2::{Digest, Sha256};
 
-use crate::layer::{Parent, ParentKind};
+use crate::layer::{self, Parent, ParentKind};
 use crate::mapping::Mapping;
 use crate::sync::{AtomicU64, Ordering};
 use crate::sys::{self, IoVec};
+
+use composed::{Composed, Done};
+
+pub mod composed;
+#[cfg(all(test, not(loom)))]
+mod tests;
 
 /// Residency is asked for, and remembered, by granules of this many bytes.
 const GRANULE_BYTES: u64 = 1 << 20;
@@ -28,6 +35,12 @@ const GRANULE_PAGES: usize = (GRANULE_BYTES / 4096) as usize;
 const WARM_TIME: Duration = Duration::from_secs(1);
 /// A cold range is read in pieces of this many bytes.
 const FETCH_BYTES: usize = 256 << 10;
+
+/// What a file is, whatever path leads to it: its device and inode.
+pub fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let metadata = path.metadata()?;
+    Ok((metadata.dev(), metadata.ino()))
+}
 
 /// An open template.
 #[derive(Debug)]
@@ -38,19 +51,30 @@ pub struct Template {
     identity: (u64, u64),
     fingerprint: [u8; 32],
     mapping: Mapping,
+    /// Present if it is a layer: then `file` is where that is composed.
+    composed: Option<Composed>,
     /// For each granule, when it was last found resident as a whole.
     warm_at: Box<[AtomicU64]>,
 }
 
 impl Template {
-    /// Opens an image, which is served to the byte.
-    pub fn open(path: &Path) -> anyhow::Result<Self> {
+    /// Opens a raw image, or a layer whose parents are beside it or in one of some directories. It is served to
+    /// the byte.
+    pub fn open(path: &Path, layer_directories: &[PathBuf]) -> anyhow::Result<Self> {
         let shown = path.display();
         let mut file = File::open(path).with_context(|| {
-            format!("cannot open template {shown}; name a readable raw disk image")
+            format!("cannot open template {shown}; name a readable raw disk image or layer")
         })?;
         let metadata = file.metadata().with_context(|| format!("cannot stat template {shown}"))?;
         ensure!(!metadata.is_dir(), "template {shown} is a directory; name a raw disk image");
+        let is_layer =
+            layer::is_layer(&file).with_context(|| format!("cannot read template {shown}"))?;
+        let mut composed = None;
+        if is_layer {
+            let opened;
+            (opened, file) = Composed::open(path, layer_directories)?;
+            composed = Some(opened);
+        }
         let bytes = file
             .seek(SeekFrom::End(0))
             .with_context(|| format!("cannot find the size of template {shown}"))?;
@@ -62,8 +86,11 @@ impl Template {
         ensure!(bytes <= DEVICE_BYTES_MAX, "template {shown} is larger than 1 PiB");
         let mapping = Mapping::new(bytes, false);
         mapping.extend(&file, bytes).with_context(|| format!("cannot map template {shown}"))?;
-        let fingerprint =
-            fingerprint(&file, bytes).with_context(|| format!("cannot read template {shown}"))?;
+        let fingerprint = match &composed {
+            Some(composed) => composed.chain().top().id(),
+            None => fingerprint(&file, bytes)
+                .with_context(|| format!("cannot read template {shown}"))?,
+        };
         let granules = bytes.div_ceil(GRANULE_BYTES);
         Ok(Self {
             path: path.canonicalize().unwrap_or_else(|_| path.to_owned()),
@@ -72,6 +99,7 @@ impl Template {
             identity: (metadata.dev(), metadata.ino()),
             fingerprint,
             mapping,
+            composed,
             warm_at: (0..granules).map(|_| AtomicU64::new(0)).collect(),
         })
     }
@@ -94,8 +122,8 @@ impl Template {
         self.identity
     }
 
-    /// What its content is known by: a SHA-256 over its size and 64 blocks all over it. It tells images
-    /// apart that are different images, not every change of one.
+    /// What its content is known by. Of a layer, its identity. Of an image, a SHA-256 over its size and 64 blocks
+    /// all over it: it tells images apart that are different images, not every change of one.
     #[must_use]
     pub fn fingerprint(&self) -> [u8; 32] {
         self.fingerprint
@@ -104,14 +132,21 @@ impl Template {
     /// What a layer has to say of its parent if it is sealed from a device over this template.
     #[must_use]
     pub fn as_parent(&self) -> Parent {
+        let kind = if self.composed.is_some() { ParentKind::Layer } else { ParentKind::Image };
         let name = self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         // It is a hint: a name that cannot be noted is left out.
-        let name = if is_file_name(name) { name } else { "" };
-        let (kind, bytes) = (ParentKind::Image, self.bytes);
-        Parent { kind, id: self.fingerprint, bytes, name: name.to_owned() }
+        let name = if layer::is_file_name(name) { name } else { "" };
+        Parent { kind, id: self.fingerprint, bytes: self.bytes, name: name.to_owned() }
     }
 
-    /// Hands out pointers to a range, for the kernel.
+    /// How many layers it is made of, and what they have; nothing for an image.
+    #[must_use]
+    pub fn composed(&self) -> Option<&Composed> {
+        self.composed.as_ref()
+    }
+
+    /// Hands out pointers to a range, for the kernel. Of a layer, all of it [is ready](Self::is_ready), or was
+    /// [fetched](Self::fetch).
     pub fn pieces(&self, offset: u64, length: u64, visit: &mut impl FnMut(IoVec)) {
         self.mapping.pieces(offset, length, visit);
     }
@@ -138,18 +173,41 @@ impl Template {
         let mut pages = [0u8; GRANULE_PAGES + 1];
         let start = granule * GRANULE_BYTES;
         let end = (start + GRANULE_BYTES).min(self.bytes);
-        if self.mapping.is_resident(start, end - start, &mut pages) {
+        if self.is_there(start, end, &mut pages) {
             warm_at.store(now.0.max(1), Ordering::Relaxed);
             return true;
         }
         let (from, to) = (offset.max(start), (offset + length).min(end));
-        self.mapping.is_resident(from, to - from, &mut pages)
+        self.is_there(from, to, &mut pages)
     }
 
-    /// Brings a range into the page cache. May block.
+    /// Whether a range is in the page cache, and composed. `pages` is scratch.
+    fn is_there(&self, from: u64, to: u64, pages: &mut [u8]) -> bool {
+        let mut is_resident = |from, to| self.mapping.is_resident(from, to - from, pages);
+        match &self.composed {
+            None => is_resident(from, to),
+            // A hole is never on a disk, and on a tmpfs never in the page cache.
+            Some(composed) => {
+                composed.is_ready(from..to)
+                    && composed.filled(from..to).all(|part| is_resident(part.start, part.end))
+            }
+        }
+    }
+
+    /// Brings a range into the page cache, composed. May block.
     pub fn fetch(&self, offset: u64, length: u64) -> Result<(), Errno> {
+        let Some(composed) = &self.composed else { return self.read_ahead(offset, length) };
+        for part in composed.filled(offset..offset + length) {
+            if composed.compose(part.start)? == Done::Before {
+                self.read_ahead(part.start, part.end - part.start)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn read_ahead(&self, offset: u64, length: u64) -> Result<(), Errno> {
         sys::will_need(&self.file, offset, length);
-        let mut scratch = vec![0; FETCH_BYTES];
+        let mut scratch = vec![0; FETCH_BYTES.min(length as usize)];
         let end = offset + length;
         let mut at = offset;
         while at < end {
@@ -169,6 +227,11 @@ impl Template {
 
     /// Reads bytes from a place, all of them.
     pub fn read(&self, bytes: &mut [u8], offset: u64) -> Result<(), Errno> {
+        if let Some(composed) = &self.composed {
+            for part in composed.filled(offset..offset + bytes.len() as u64) {
+                composed.compose(part.start)?;
+            }
+        }
         self.file.read_exact_at(bytes, offset).map_err(|error| {
             if error.kind() == io::ErrorKind::UnexpectedEof {
                 tracing::error!(
@@ -184,7 +247,8 @@ impl Template {
     }
 }
 
-fn fingerprint(file: &File, bytes: u64) -> io::Result<[u8; 32]> {
+/// What an image of so many bytes is known by.
+pub(crate) fn fingerprint(file: &File, bytes: u64) -> io::Result<[u8; 32]> {
     const SAMPLES: u64 = 64;
     const SAMPLE_BYTES: u64 = 4096;
     let mut digest = Sha256::new();

@@ -54,7 +54,9 @@ const SPAN: u64 = 64 << 20;
 fn serve(template: &Path, socket: &Path) -> Server {
     let device = DeviceConfig { template: Some(template.to_owned()), ..DeviceConfig::default() };
     let listen = vec![Listen::Unix(socket.to_owned())];
-    let config = Config { listen, workers: Some(1), detect_zeroes: true, devices: vec![device] };
+    let layer_dirs = Vec::new();
+    let devices = vec![device];
+    let config = Config { listen, workers: Some(1), detect_zeroes: true, layer_dirs, devices };
     Server::start(&config).expect("it starts")
 }
 
