@@ -10,7 +10,7 @@ use glassine_tests::client::{Client, READ};
 use glassine_tests::server::{Server, glassine, make_image, scratch, text, tool};
 
 /// Runs `glassine serve`, which is to refuse; answers what it said.
-fn refused(arguments: &[&str], code: i32) -> String {
+pub(crate) fn refused(arguments: &[&str], code: i32) -> String {
     let mut command = Command::new("timeout");
     command.arg("10").arg(glassine()).arg("serve").args(arguments);
     let output: Output = command.output().expect("coreutils are installed");
@@ -21,14 +21,14 @@ fn refused(arguments: &[&str], code: i32) -> String {
 }
 
 /// The refusal is one sentence that holds all of these.
-fn says(said: &str, parts: &[&str]) {
+pub(crate) fn says(said: &str, parts: &[&str]) {
     let line = said.lines().find(|line| line.starts_with("glassine: ")).unwrap_or_default();
     for part in parts {
         assert!(line.contains(part), "{part:?} is missing in: {said}");
     }
 }
 
-fn path(path: &Path) -> &str {
+pub(crate) fn path(path: &Path) -> &str {
     path.to_str().expect("UTF-8")
 }
 

@@ -2,3 +2,4 @@
 
 mod clients;
 mod command_line;
+mod layers;
