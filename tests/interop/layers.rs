@@ -51,7 +51,7 @@ impl Stack {
 /// Runs of data, of zeroes and of nothing; the last block is data.
 fn add_layer(layer: &Path, below: &Path, number: u64, bytes: u64, model: &mut Vec<u8>) {
     let below = Template::open(below, &[]).expect("it can be served");
-    let compress = (number % 2 == 0).then_some(1);
+    let compress = number.is_multiple_of(2).then_some(1);
     let about = About { virtual_bytes: bytes, parent: Some(below.as_parent()), compress };
     let mut writer = LayerWriter::create(layer, &about).expect("scratch is writable");
     let blocks = bytes.div_ceil(BLOCK as u64);
