@@ -133,6 +133,8 @@ pub enum Conflict {
 pub struct Overlay {
     config: OverlayConfig,
     quota_blocks: u64,
+    /// No more is ever used: the quota, or what was used already when the quota became less than that.
+    used_blocks_max: u64,
     map: Map,
     slots: SlotTable,
     /// The sum of all grants that were not yet given back.
@@ -183,6 +185,7 @@ impl Overlay {
         Self {
             map: Map::new(config.size_bytes.div_ceil(BLOCK), config.initial()),
             quota_blocks: config.quota_bytes / BLOCK,
+            used_blocks_max: config.quota_bytes / BLOCK,
             slots: SlotTable::default(),
             charged: 0,
             setting: 0,
@@ -219,6 +222,21 @@ impl Overlay {
     #[must_use]
     pub fn charged(&self) -> u64 {
         self.charged
+    }
+
+    /// The most bytes the sheet may hold; `u64::MAX` for no quota.
+    #[must_use]
+    pub fn quota_bytes(&self) -> u64 {
+        self.config.quota_bytes
+    }
+
+    /// Changes the quota. If more is used already, nothing is lost, and what needs no more space goes on:
+    /// overwrites, trims, and writes to which space was granted or for which it is set aside. All else is refused
+    /// until there is room below the quota again.
+    pub fn set_quota(&mut self, quota_bytes: u64) {
+        self.config.quota_bytes = quota_bytes;
+        self.quota_blocks = quota_bytes / BLOCK;
+        self.used_blocks_max = self.quota_blocks.max(self.used_blocks());
     }
 
     /// Sessions attached.
@@ -390,7 +408,7 @@ impl Overlay {
         self.slots.take(count, runs);
         self.charged += grant.charge;
         self.setting += grant.setting;
-        used(self.map.tally().provisioned() + self.charged);
+        used(self.used_blocks());
         Ok(Reserve::Granted(grant))
     }
 
@@ -471,7 +489,7 @@ impl Overlay {
         }
         self.zero(extent);
         self.flip(extent, runs, place);
-        used(self.map.tally().provisioned() + self.charged);
+        used(self.used_blocks());
         Ok(Visible::at(self.epoch))
     }
 
@@ -649,7 +667,7 @@ impl Overlay {
             u64::from(counts.free) + u64::from(counts.displaced) + u64::from(counts.filling)
                 >= self.map.tally().reserved
         );
-        assert!(self.map.tally().provisioned() <= self.quota_blocks);
+        assert!(self.used_blocks() <= self.used_blocks_max);
         if let Some(journal) = &self.journal {
             journal.audit(self.epoch);
         }
@@ -696,9 +714,14 @@ impl Overlay {
         }
     }
 
+    /// Blocks that count against the quota: written, set aside, or granted to a request under way.
+    fn used_blocks(&self) -> u64 {
+        self.map.tally().provisioned() + self.charged
+    }
+
     fn check_quota(&self, more: u64) -> Result<(), Errno> {
-        let used = self.map.tally().provisioned() + self.charged;
-        if used.saturating_add(more) <= self.quota_blocks {
+        // The quota may be less than what is used. To overwrite and to trim is allowed even then.
+        if more == 0 || self.used_blocks().saturating_add(more) <= self.quota_blocks {
             return Ok(());
         }
         mark(Mark::QuotaRefused);

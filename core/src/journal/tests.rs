@@ -72,7 +72,11 @@ impl Files {
     }
 
     fn recover(&mut self) -> Result<(Overlay, Recovered), Refusal> {
-        let mut recovery = Recovery::new(config(), [7; 32], self.slots, limits());
+        self.recover_as(config())
+    }
+
+    fn recover_as(&mut self, config: OverlayConfig) -> Result<(Overlay, Recovered), Refusal> {
+        let mut recovery = Recovery::new(config, [7; 32], self.slots, limits());
         while let Some(step) = recovery.poll() {
             let mut read = Vec::new();
             match step {
@@ -156,6 +160,24 @@ fn what_was_flushed_is_there_again_and_what_was_not_is_not() {
     assert_eq!((report.records, report.edits, report.cut), (1, 6, false));
     again.audit();
     assert_eq!(again.counts().live, 11);
+}
+
+#[test]
+fn a_sheet_comes_back_under_a_quota_that_it_exceeds_and_a_trim_makes_room() {
+    let mut files = Files::new();
+    let (mut overlay, _) = files.recover().unwrap();
+    files.change(&mut overlay, &written(0..10));
+    overlay.flush();
+    files.work(&mut overlay);
+    let config = OverlayConfig { quota_bytes: 4 * 4096, ..config() };
+    let (mut overlay, _) = files.recover_as(config).unwrap();
+    overlay.audit();
+    let refused = overlay.reserve(&written(10..11), KEY, &mut Vec::new());
+    assert_eq!(refused, Err(crate::Errno::NoSpace));
+    files.change(&mut overlay, &written(0..10));
+    files.change(&mut overlay, &zeroed(0..7, false));
+    files.change(&mut overlay, &written(10..11));
+    overlay.audit();
 }
 
 #[test]

@@ -30,8 +30,12 @@ impl Overlay {
         slots: SlotTable,
         journal: Journal,
     ) -> Self {
+        let quota_bytes = config.quota_bytes;
         let fresh = Self::new(config);
-        Self { map, slots, journal: Some(journal), ..fresh }
+        let mut overlay = Self { map, slots, journal: Some(journal), ..fresh };
+        // It may be another one than last time, and less than what is there.
+        overlay.set_quota(quota_bytes);
+        overlay
     }
 
     /// Whether what is flushed survives the process. Otherwise a FLUSH costs nothing, and is worth as

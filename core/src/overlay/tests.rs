@@ -214,6 +214,74 @@ fn a_quota_counts_what_is_written_set_aside_or_under_way() {
 }
 
 #[test]
+fn a_quota_can_be_raised_and_lowered_under_way() {
+    let mut overlay = overlay(1 << 20, 0, 4 * BLOCK);
+    change(&mut overlay, &written(0..4)).unwrap();
+    assert_eq!(change(&mut overlay, &written(4..5)), Err(Errno::NoSpace));
+    overlay.set_quota(6 * BLOCK + 1);
+    assert_eq!(overlay.quota_bytes(), 6 * BLOCK + 1);
+    change(&mut overlay, &written(4..6)).unwrap();
+    assert_eq!(change(&mut overlay, &written(6..7)), Err(Errno::NoSpace));
+    overlay.set_quota(u64::MAX);
+    change(&mut overlay, &written(6..16)).unwrap();
+    overlay.set_quota(16 * BLOCK);
+    assert_eq!(change(&mut overlay, &written(16..17)), Err(Errno::NoSpace));
+}
+
+#[test]
+fn a_quota_below_what_is_used_loses_nothing_and_lets_trims_make_room() {
+    let mut overlay = overlay(1 << 20, 0, u64::MAX);
+    change(&mut overlay, &written(0..8)).unwrap();
+    change(&mut overlay, &zeroed(8..10, true)).unwrap();
+    let before = segments(&overlay, 0..10 * BLOCK);
+    overlay.set_quota(4 * BLOCK);
+    overlay.audit();
+    assert_eq!(segments(&overlay, 0..10 * BLOCK), before);
+    assert_eq!(change(&mut overlay, &written(10..11)), Err(Errno::NoSpace));
+    assert_eq!(change(&mut overlay, &zeroed(10..11, true)), Err(Errno::NoSpace));
+    // A write of old and new blocks needs more; one of old blocks does not, and space set aside is there.
+    assert_eq!(change(&mut overlay, &written(9..11)), Err(Errno::NoSpace));
+    change(&mut overlay, &written(0..10)).unwrap();
+    assert_eq!(overlay.tally(), Tally { slots: 10, reserved: 0 });
+    // What a trim takes away does not come back before there is room below the quota.
+    change(&mut overlay, &zeroed(4..10, false)).unwrap();
+    assert_eq!(change(&mut overlay, &written(4..5)), Err(Errno::NoSpace));
+    change(&mut overlay, &zeroed(0..1, false)).unwrap();
+    change(&mut overlay, &written(4..5)).unwrap();
+    assert_eq!(overlay.tally().provisioned(), 4);
+}
+
+#[test]
+fn a_quota_that_is_lowered_keeps_what_writes_under_way_were_granted() {
+    let mut overlay = overlay(1 << 20, 0, u64::MAX);
+    let (one, other) = (written(0..4), written(4..8));
+    let (mut runs, grant) = reserve(&mut overlay, &one).unwrap();
+    let (mut given_up, its_grant) = reserve(&mut overlay, &other).unwrap();
+    overlay.set_quota(0);
+    overlay.audit();
+    assert!(overlay.publish(&one, &mut runs, grant, [].into_iter()).is_ok());
+    overlay.release(&other, &mut given_up, its_grant);
+    overlay.audit();
+    assert_eq!(overlay.tally().slots, 4);
+    assert_eq!(change(&mut overlay, &written(4..5)), Err(Errno::NoSpace));
+}
+
+#[test]
+fn a_publish_whose_blocks_were_trimmed_meanwhile_asks_a_lowered_quota_again() {
+    let mut overlay = overlay(1 << 20, 0, u64::MAX);
+    let extent = written(0..4);
+    change(&mut overlay, &extent).unwrap();
+    let (mut runs, grant) = reserve(&mut overlay, &extent).unwrap();
+    change(&mut overlay, &zeroed(0..4, false)).unwrap();
+    overlay.set_quota(3 * BLOCK);
+    let refused = overlay.publish(&extent, &mut runs, grant, [].into_iter()).map(drop);
+    assert_eq!(refused, Err(Conflict::NoSpace));
+    overlay.set_quota(4 * BLOCK);
+    assert!(overlay.publish(&extent, &mut runs, grant, [].into_iter()).is_ok());
+    overlay.audit();
+}
+
+#[test]
 fn space_that_is_set_aside_is_found_whatever_else_there_is() {
     let mut overlay = overlay(1 << 30, 0, 256 * BLOCK);
     change(&mut overlay, &zeroed(0..256, true)).unwrap();
