@@ -42,9 +42,9 @@ pub enum CloseReason {
     EndedMidRequest,
     /// The connection broke.
     ConnectionLost,
-    /// The server is shutting down, and everything outstanding was answered.
+    /// The server is shutting down, or closes the export, and everything outstanding was answered.
     Drained,
-    /// The server is shutting down, and the client did not take its replies in time.
+    /// The server is shutting down, or closes the export, and the client did not take its replies in time.
     DrainTimedOut,
     /// The handshake took too long.
     HandshakeTimedOut,
@@ -76,9 +76,11 @@ impl fmt::Display for CloseReason {
             Self::EndOfStream => "the client closed the connection",
             Self::EndedMidRequest => "the client closed the connection in the middle of a request",
             Self::ConnectionLost => "the connection broke",
-            Self::Drained => "the server is shutting down; every request was answered",
+            Self::Drained => {
+                "the server or the export is shutting down; every request was answered"
+            }
             Self::DrainTimedOut => {
-                "the server is shutting down; the client did not take its replies"
+                "the server or the export is shutting down; the client did not take its replies"
             }
             Self::HandshakeTimedOut => "the client did not finish the handshake in time",
             Self::Stalled => "the client stopped sending in the middle of a request",

@@ -204,14 +204,16 @@ impl Device {
         })
     }
 
-    /// Makes everything durable. For when nobody uses the device any more.
-    pub fn close(&self) {
+    /// Makes everything durable, for when nobody uses the device any more. Answers whether it is, or need not
+    /// be: `false` if the journal has failed.
+    pub fn close(&self) -> bool {
         let mut overlay = lock(&self.overlay);
         overlay.flush();
         while let Some(task) = overlay.poll_task() {
             let result = self.perform(&task);
             overlay.finished(task, result);
         }
+        !overlay.has_failed()
     }
 
     /// The data file. Only a device that can be written to has slots.
@@ -230,6 +232,18 @@ impl Device {
     #[must_use]
     pub fn layer_parent(&self) -> Option<Parent> {
         self.template.as_ref().map(|template| template.as_parent())
+    }
+
+    /// Where the template is, if there is one.
+    #[must_use]
+    pub fn template_path(&self) -> Option<&Path> {
+        self.template.as_ref().map(|template| template.path())
+    }
+
+    /// Where the sheet is, if it has a directory.
+    #[must_use]
+    pub fn sheet_path(&self) -> Option<&Path> {
+        self.sheet.as_ref().map(Sheet::path)
     }
 
     /// In words, for the log: what is below and above.

@@ -13,7 +13,7 @@ use glassine_core::outbox::SendPiece;
 use glassine_core::overlay::SessionKey;
 use glassine_core::request::RequestId;
 use glassine_core::session::{Input, Output};
-use glassine_core::{CloseReason, Errno, Instant, Segment, Session, Source};
+use glassine_core::{Catalog, CloseReason, Errno, Instant, Segment, Session, Source};
 
 use crate::clock;
 use crate::device::Device;
@@ -40,6 +40,8 @@ pub struct Connection {
     socket: OwnedFd,
     peer: String,
     session: Session,
+    /// What the client chooses from.
+    catalog: Arc<Catalog>,
     device: Option<Arc<Device>>,
     /// A receive would bring something, as far as we know.
     readable: bool,
@@ -104,12 +106,14 @@ impl Connection {
     pub fn new(id: ConnectionId, socket: OwnedFd, peer: String, shared: &Shared) -> Self {
         let now = clock::now();
         let key = SessionKey(id.0);
+        let catalog = shared.catalog();
         Self {
             id,
             trusted: sys::is_trusted(socket.as_fd()),
             socket,
             peer,
-            session: Session::new(key, shared.limits.clone(), Arc::clone(&shared.catalog), now),
+            session: Session::new(key, shared.limits.clone(), Arc::clone(&catalog), now),
+            catalog,
             device: None,
             readable: true,
             ended: false,
@@ -278,7 +282,10 @@ impl Connection {
     }
 
     fn enter(&mut self, shared: &Shared, export: usize) {
-        let device = Arc::clone(&shared.devices[export]);
+        let Some(device) = shared.device(&self.catalog.exports()[export].name) else {
+            // It was closed while the client was choosing.
+            return self.tell(Input::Drain);
+        };
         let cell = lock(&device.overlay).attach();
         self.device = Some(device);
         self.session.entered(cell);

@@ -76,7 +76,7 @@ fn abort_on_panic() {
 
 /// Says what is served where, and how to use it.
 fn announce(server: &Server) {
-    for device in server.devices() {
+    for device in &server.shared().devices() {
         for address in server.addresses() {
             let name = &device.export.name;
             let bytes = device.export.size_bytes;

@@ -5,25 +5,25 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use glassine_core::Limits;
 use glassine_core::overlay::{Extent, Reserve, SessionKey};
 use glassine_core::request::RequestId;
 use glassine_core::session::Input;
 use glassine_core::sync::{check, spawn};
-use glassine_core::{Catalog, Limits};
 
 use crate::config::DeviceConfig;
 use crate::device::Device;
 use crate::pool::{Job, Pool};
 use crate::router::{ConnectionId, Mail, Router, WORKER_SHIFT};
-use crate::shared::{CONNECTIONS_MAX, Shared};
-use crate::sync::{Arc, AtomicBool, AtomicU64, AtomicUsize, Ordering, lock};
+use crate::shared::{CONNECTIONS_MAX, Exports, Shared};
+use crate::sync::{Arc, AtomicBool, AtomicU64, AtomicUsize, Mutex, Ordering, lock, sleep};
 
 fn server(workers: usize) -> Arc<Shared> {
     let router = Arc::new(Router::new(workers).unwrap());
     Arc::new(Shared {
-        devices: Vec::new(),
-        catalog: Arc::new(Catalog::default()),
+        exports: Mutex::new(Exports::new(Vec::new())),
         limits: Limits::default(),
         pool: Pool::new(Arc::clone(&router)),
         storage: Pool::new(Arc::clone(&router)),
@@ -286,6 +286,37 @@ fn admit_against_leave() {
         assert!((1..=2).contains(&admitted));
         let connections = shared.connections.load(Ordering::Relaxed);
         assert_eq!(connections, CONNECTIONS_MAX - 2 + admitted);
+    });
+}
+
+/// An export is closed while a connection is about to use it: either the connection does not find the device, or
+/// it hears of the close, and the device is closed only once it has let go.
+#[test]
+fn close_against_enter() {
+    check("close_against_enter", None, || {
+        let shared = server(1);
+        *lock(&shared.exports) = Exports::new(vec![bare_device()]);
+        let worker = {
+            let shared = Arc::clone(&shared);
+            spawn(move || {
+                let device = shared.device("");
+                let cell = device.as_ref().map(|device| lock(&device.overlay).attach());
+                shared.router.wait(0);
+                let mail = shared.router.take(0);
+                assert!(matches!(&mail[0].1, Mail::Close { export } if export.is_empty()));
+                if let (Some(device), Some(cell)) = (device, cell) {
+                    lock(&device.overlay).detach(&cell);
+                }
+            })
+        };
+        let mut device = shared.withdraw("").unwrap();
+        assert!(shared.device("").is_none() && shared.catalog().exports().is_empty());
+        while Arc::get_mut(&mut device).is_none() {
+            sleep(Duration::ZERO);
+        }
+        assert_eq!(lock(&device.overlay).sessions(), 0);
+        assert!(shared.close(device));
+        worker.join().unwrap();
     });
 }
 

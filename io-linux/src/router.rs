@@ -29,6 +29,11 @@ pub enum Mail {
     },
     /// Something a connection waited for is done.
     Completed(Input),
+    /// Finish what is in flight on the connections to this export.
+    Close {
+        /// Its name.
+        export: String,
+    },
     /// Finish what is in flight; end when no connection is left.
     Drain,
 }

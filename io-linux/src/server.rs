@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 
 use anyhow::Context;
-use glassine_core::{Catalog, Limits};
+use glassine_core::Limits;
 
 use crate::config::{Config, Listen};
 use crate::copy;
@@ -13,8 +13,8 @@ use crate::device::Device;
 use crate::listener::Listener;
 use crate::pool::Pool;
 use crate::router::{Mail, Router, WORKERS_MAX};
-use crate::shared::{CONNECTIONS_MAX, Shared};
-use crate::sync::{Arc, AtomicU64, AtomicUsize, Ordering};
+use crate::shared::{CONNECTIONS_MAX, Exports, Shared};
+use crate::sync::{Arc, AtomicU64, AtomicUsize, Mutex, Ordering};
 use crate::sys;
 use crate::template::{self, Template};
 use crate::worker::Worker;
@@ -39,13 +39,11 @@ impl Server {
         let bind = |listen| Listener::bind(listen).map(Arc::new);
         let listeners: Vec<_> = config.listen.iter().map(bind).collect::<anyhow::Result<_>>()?;
         let devices = open_devices(config)?;
-        let catalog = Catalog::new(devices.iter().map(|device| device.export.clone()).collect());
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let workers = config.workers.unwrap_or(cores).min(WORKERS_MAX);
         let router = Arc::new(Router::new(workers).context("cannot make the workers' mailboxes")?);
         let shared = Arc::new(Shared {
-            devices,
-            catalog: Arc::new(catalog),
+            exports: Mutex::new(Exports::new(devices)),
             limits: Limits { detect_zeroes: config.detect_zeroes, ..Limits::default() },
             pool: Pool::new(Arc::clone(&router)),
             storage: Pool::new(Arc::clone(&router)),
@@ -92,10 +90,10 @@ impl Server {
         self.listeners.iter().map(|listener| &listener.address)
     }
 
-    /// The devices it serves.
+    /// What its threads have in common: the devices it serves, among others.
     #[must_use]
-    pub fn devices(&self) -> &[Arc<Device>] {
-        &self.shared.devices
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
     }
 
     /// Takes no more clients, and lets those there are have their replies.
@@ -117,7 +115,7 @@ impl Server {
         }
         self.shared.pool.finish();
         self.shared.storage.finish();
-        for device in &self.shared.devices {
+        for device in self.shared.devices() {
             device.close();
         }
     }

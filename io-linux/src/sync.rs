@@ -23,6 +23,18 @@ pub use modelled::{
     Arc, AtomicBool, AtomicU64, AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, Waker, thread,
 };
 
+/// Lets time pass, for whoever looks again and again.
+#[cfg(not(loom))]
+pub fn sleep(time: Duration) {
+    thread::sleep(time);
+}
+
+/// The same for the model checker, which has no time: others go on.
+#[cfg(loom)]
+pub fn sleep(_time: Duration) {
+    thread::yield_now();
+}
+
 /// Locks; if another thread died holding the lock, its panic has been reported, and an assertion of
 /// ours failed: nothing behind the lock can be trusted any more.
 #[cfg(not(glassine_tsan))]

@@ -45,7 +45,7 @@ impl Worker {
     pub fn new(index: usize, shared: Arc<Shared>) -> io::Result<Self> {
         let epoll = Epoll::new()?;
         epoll.add_signal(shared.router.signal(index), MAILBOX)?;
-        let flushes = index == 0 && shared.devices.iter().any(|device| device.is_durable());
+        let flushes = index == 0 && shared.devices().iter().any(|device| device.is_durable());
         let next_flush = flushes.then(|| clock::now().after(FLUSH_TIME));
         Ok(Self {
             index,
@@ -114,13 +114,23 @@ impl Worker {
                         self.due.push(serial);
                     }
                 }
+                Mail::Close { export } => self.drain(|connection| {
+                    connection.device().is_some_and(|device| device.export.name == export)
+                }),
                 Mail::Drain => {
                     self.draining = true;
-                    for (serial, connection) in &mut self.connections {
-                        connection.tell(Input::Drain);
-                        self.due.push(*serial);
-                    }
+                    self.drain(|_| true);
                 }
+            }
+        }
+    }
+
+    /// Tells connections to finish what is in flight.
+    fn drain(&mut self, is_meant: impl Fn(&Connection) -> bool) {
+        for (serial, connection) in &mut self.connections {
+            if is_meant(connection) {
+                connection.tell(Input::Drain);
+                self.due.push(*serial);
             }
         }
     }
@@ -181,7 +191,7 @@ impl Worker {
         if self.next_flush.is_none_or(|at| at > now) {
             return;
         }
-        for device in self.shared.devices.iter().filter(|device| device.is_durable()) {
+        for device in self.shared.devices().iter().filter(|device| device.is_durable()) {
             self.shared.with_overlay(device, Overlay::flush);
         }
         self.next_flush = Some(now.after(FLUSH_TIME));
