@@ -14,7 +14,7 @@ fn is_foreign(line: &str) -> bool {
         // A file may be synced; that is another word.
         let is_use = code.trim_start().starts_with("use ");
         let is_path = is_use || before.ends_with("::") || behind.starts_with("::");
-        let ours = ["crate::", "glassine_core::", "mod "];
+        let ours = ["crate::", "glassine::", "glassine_core::", "mod "];
         whole && is_path && !ours.iter().any(|prefix| before.ends_with(prefix))
     })
 }
@@ -48,6 +48,7 @@ fn only_the_sync_modules_name_primitives() {
     }
     for line in [
         "use crate::sync::{Arc, lock};",
+        "use glassine::sync::Arc;",
         "pub mod sync;",
         "// sync::x",
         "fdatasync(file)",

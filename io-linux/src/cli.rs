@@ -35,6 +35,99 @@ pub enum Command {
     Serve(Serve),
     /// Check the sheet of a device that is not being served, and tell what is in it. Changes nothing.
     Check(Check),
+    /// Tell how the devices of a running server are.
+    Status(Status),
+    /// Change the quota of a device that is being served.
+    Quota(Quota),
+    /// Write what a device holds at one moment to a layer, while it is being served.
+    Snapshot(Snapshot),
+    /// Close one export: its clients get their replies and are let go, and the server goes on.
+    Close(Close),
+    /// Have a server answer what is in flight, and end, as SIGTERM does.
+    Drain(Drain),
+}
+
+/// Which server.
+#[derive(Debug, Args)]
+pub struct Target {
+    /// The control socket of the server: what it was given as --control.
+    #[arg(long, value_name = "unix:PATH", value_parser = parse_control)]
+    pub control: PathBuf,
+}
+
+/// The arguments of `status`.
+#[derive(Debug, Args)]
+pub struct Status {
+    /// Which server.
+    #[command(flatten)]
+    pub target: Target,
+    /// Tell all about this export, instead of a little about every one.
+    #[arg(long, value_name = "NAME")]
+    pub export: Option<String>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The arguments of `quota`.
+#[derive(Debug, Args)]
+pub struct Quota {
+    /// Which server.
+    #[command(flatten)]
+    pub target: Target,
+    /// Which export.
+    #[arg(long, value_name = "NAME", default_value = "")]
+    pub export: String,
+    /// The most its sheet may hold, such as 2G; or none. Less than it holds is allowed: then overwrites and
+    /// trims go on, and what needs more space is refused.
+    #[arg(value_name = "SIZE|none", value_parser = parse_quota)]
+    pub quota: QuotaSize,
+}
+
+/// A quota, or none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QuotaSize(pub Option<u64>);
+
+/// The arguments of `snapshot`.
+#[derive(Debug, Args)]
+pub struct Snapshot {
+    /// Which server.
+    #[command(flatten)]
+    pub target: Target,
+    /// Which export.
+    #[arg(long, value_name = "NAME", default_value = "")]
+    pub export: String,
+    /// The file to write. The server writes it.
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// Flush the device first, so that what the layer holds is durable on the device as well.
+    #[arg(long)]
+    pub flush: bool,
+    /// How to compress: zstd:LEVEL, with a level from 1 to 22.
+    #[arg(long, value_name = "zstd:LEVEL")]
+    pub compress: Option<String>,
+    /// Print what came of it as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The arguments of `close`.
+#[derive(Debug, Args)]
+pub struct Close {
+    /// Which server.
+    #[command(flatten)]
+    pub target: Target,
+    /// Which export.
+    #[arg(long, value_name = "NAME", default_value = "")]
+    pub export: String,
+}
+
+/// The arguments of `drain`.
+#[derive(Debug, Args)]
+pub struct Drain {
+    /// Which server.
+    #[command(flatten)]
+    pub target: Target,
 }
 
 /// The arguments of `check`.
@@ -87,6 +180,9 @@ pub struct Serve {
     /// Whether a write of nothing but zeroes gives its space back instead of taking some.
     #[arg(long, value_name = "on|off", value_parser = parse_switch)]
     pub detect_zeroes: Option<bool>,
+    /// A unix socket to control the server through, only for its own user: unix:PATH. See docs/control.md.
+    #[arg(long, value_name = "unix:PATH")]
+    pub control: Option<Listen>,
     /// Threads that serve connections; one per core if not given.
     #[arg(long, value_name = "N")]
     pub workers: Option<usize>,
@@ -97,6 +193,7 @@ impl Serve {
     pub fn config(self) -> anyhow::Result<Config> {
         if let Some(path) = &self.config {
             let mut config = Config::read(path)?;
+            config.control = self.control.or(config.control);
             config.workers = self.workers.or(config.workers);
             config.detect_zeroes = self.detect_zeroes.unwrap_or(config.detect_zeroes);
             config.layer_dirs.extend(self.layer_dirs);
@@ -114,12 +211,27 @@ impl Serve {
         };
         Ok(Config {
             listen: self.listen,
+            control: self.control,
             workers: self.workers,
             detect_zeroes: self.detect_zeroes.unwrap_or(true),
             layer_dirs: self.layer_dirs,
             devices: vec![device],
         })
     }
+}
+
+fn parse_control(text: &str) -> Result<PathBuf, String> {
+    match text.parse() {
+        Ok(Listen::Unix(path)) => Ok(path),
+        _ => Err(format!("{text:?} is no unix:PATH")),
+    }
+}
+
+fn parse_quota(text: &str) -> Result<QuotaSize, String> {
+    if text == "none" {
+        return Ok(QuotaSize(None));
+    }
+    parse_size(text).map(|bytes| QuotaSize(Some(bytes)))
 }
 
 fn parse_switch(text: &str) -> Result<bool, String> {
@@ -143,7 +255,7 @@ Stop it with SIGTERM or SIGINT: requests in flight are answered first. A second 
 const EXIT_CODES: &str = "Exit codes:
   0  stopped by a signal, after every request in flight was answered
   1  could not start: a file, directory, address or the configuration (the message says which);
-     or a sheet that was checked cannot be served
+     or a sheet that was checked cannot be served; or a server did not do what it was told
   2  the command line is wrong
   3  aborted by a second signal; requests in flight were not answered";
 
@@ -171,5 +283,21 @@ mod tests {
         assert_eq!(config.devices[0].size_bytes, Some(1 << 30));
         assert_eq!(config.devices[0].quota_bytes, Some(5 << 20));
         assert!(!config.detect_zeroes);
+    }
+
+    #[test]
+    fn a_running_server_is_named_by_its_control_socket() {
+        let parse = |line: &str| Cli::try_parse_from(line.split_whitespace());
+        let Command::Quota(quota) = parse("glassine quota --control unix:/c 2G").unwrap().command
+        else {
+            panic!("it says quota")
+        };
+        assert_eq!(quota.target.control, PathBuf::from("/c"));
+        assert_eq!((quota.export.as_str(), quota.quota), ("", QuotaSize(Some(2 << 30))));
+        assert_eq!(parse_quota("none"), Ok(QuotaSize(None)));
+        for wrong in ["tcp:[::1]:1", "/c"] {
+            assert!(parse(&format!("glassine status --control {wrong}")).is_err());
+        }
+        assert!(parse("glassine status").is_err());
     }
 }

@@ -11,6 +11,8 @@ use serde::Deserialize;
 pub struct Config {
     /// Where to listen: `unix:PATH` or `tcp:HOST:PORT`.
     pub listen: Vec<Listen>,
+    /// Where to be controlled, if at all: `unix:PATH`.
+    pub control: Option<Listen>,
     /// Threads that serve connections; one per core if not given.
     pub workers: Option<usize>,
     /// Whether a write of nothing but zeroes gives its space back instead of taking some.
@@ -136,6 +138,15 @@ impl Config {
             !self.devices.is_empty(),
             "nothing to serve; add a [[device]] to the configuration"
         );
+        if let Some(Listen::Tcp(address)) = &self.control {
+            bail!(
+                "whoever reaches the control socket owns the server: tcp:{address} will not do; give unix:PATH"
+            );
+        }
+        ensure!(
+            self.control.as_ref().is_none_or(|control| !self.listen.contains(control)),
+            "the control socket is no place for NBD clients; give it a path of its own"
+        );
         ensure!(self.workers != Some(0), "0 workers serve nobody; give 1 or more");
         for (index, device) in self.devices.iter().enumerate() {
             let name = &device.export;
@@ -178,6 +189,19 @@ mod tests {
         let text = "listen = ['unix:/x']\n[[device]]\nsize = '1G'\nqutoa = '1G'\n";
         let error = toml::from_str::<Config>(text).unwrap_err().to_string();
         assert!(error.contains("qutoa"), "{error}");
+    }
+
+    #[test]
+    fn a_control_socket_is_a_unix_socket_of_its_own() {
+        let config = |control: &str| {
+            let listen = "listen = ['unix:/x', 'tcp:[::1]:1']";
+            let device = "[[device]]\nsize = '1G'\n";
+            let text = format!("{listen}\ncontrol = '{control}'\n{device}");
+            toml::from_str::<Config>(&text).unwrap().check().map_err(|error| error.to_string())
+        };
+        assert_eq!(config("unix:/c"), Ok(()));
+        assert!(config("tcp:[::1]:2").unwrap_err().contains("unix:PATH"));
+        assert!(config("unix:/x").unwrap_err().contains("a path of its own"));
     }
 
     #[test]

@@ -1,16 +1,17 @@
 //! Listening sockets: bound once, each accepted from by a thread of its own.
 
-use std::fs;
+use std::fs::{self, File, Permissions};
 use std::io;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::linux::fs::MetadataExt;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use socket2::{Domain, SockAddr, Socket as AnySocket, Type};
 
 use crate::config::Listen;
 use crate::sys;
@@ -33,7 +34,7 @@ impl Listener {
     /// Binds an address. A unix socket that nobody listens on any more is replaced.
     pub fn bind(listen: &Listen) -> anyhow::Result<Self> {
         match listen {
-            Listen::Unix(path) => Self::bind_unix(path),
+            Listen::Unix(path) => Self::bind_unix(path, |path| UnixListener::bind(path)),
             Listen::Tcp(address) => {
                 let listener = TcpListener::bind(address.as_str()).with_context(|| {
                     format!(
@@ -48,7 +49,15 @@ impl Listener {
         }
     }
 
-    fn bind_unix(path: &Path) -> anyhow::Result<Self> {
+    /// Binds a unix socket to which only this process's user, and root, can connect.
+    pub fn bind_private(path: &Path) -> anyhow::Result<Self> {
+        Self::bind_unix(path, bind_private)
+    }
+
+    fn bind_unix(
+        path: &Path,
+        bind: impl FnOnce(&Path) -> io::Result<UnixListener>,
+    ) -> anyhow::Result<Self> {
         let shown = path.display();
         if let Ok(metadata) = fs::symlink_metadata(path) {
             if !metadata.file_type().is_socket() {
@@ -70,7 +79,7 @@ impl Listener {
                 ),
             }
         }
-        let listener = UnixListener::bind(path).with_context(|| {
+        let listener = bind(path).with_context(|| {
             format!("cannot listen on unix:{shown}; its directory must exist and be writable, and the path be under 108 bytes")
         })?;
         let inode = fs::symlink_metadata(path).map_or(0, |metadata| metadata.st_ino());
@@ -123,7 +132,9 @@ impl Listener {
         }
     }
 
-    fn fd(&self) -> BorrowedFd<'_> {
+    /// The descriptor, for an event loop.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
         match &self.socket {
             Socket::Unix { listener, .. } => listener.as_fd(),
             Socket::Tcp(listener) => listener.as_fd(),
@@ -134,5 +145,34 @@ impl Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+/// How many clients may wait to be accepted at a private socket.
+const PRIVATE_BACKLOG: i32 = 128;
+
+fn bind_private(path: &Path) -> io::Result<UnixListener> {
+    let socket: OwnedFd = AnySocket::new(Domain::UNIX, Type::STREAM, None)?.into();
+    // The file gets its mode from the socket. So there is no moment at which others can connect.
+    let socket = File::from(socket);
+    socket.set_permissions(Permissions::from_mode(0o600))?;
+    let socket = AnySocket::from(OwnedFd::from(socket));
+    socket.bind(&SockAddr::unix(path)?)?;
+    socket.listen(PRIVATE_BACKLOG)?;
+    Ok(socket.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_private_socket_is_private_from_its_first_moment() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x");
+        let bound = bind_private(&path).unwrap();
+        assert_eq!(fs::symlink_metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let _client = UnixStream::connect(&path).unwrap();
+        bound.accept().unwrap();
     }
 }

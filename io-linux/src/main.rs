@@ -3,16 +3,20 @@
 #[cfg(loom)]
 compile_error!("with --cfg loom there are models, and no server");
 
-use std::io::{ErrorKind, IsTerminal, Write};
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
 use glassine::check;
 use glassine::cli::{Check, Cli, Command, LogFormat, Serve};
+use glassine::command::{self, print};
 use glassine::config::Listen;
+use glassine::control::Control;
 use glassine::device::Device;
+use glassine::listener::Listener;
 use glassine::server::Server;
+use glassine::sync::mpsc::{Receiver, Sender, channel};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tracing_subscriber::EnvFilter;
@@ -24,32 +28,71 @@ fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Serve(serve) => run(serve),
         Command::Check(arguments) => check(&arguments),
+        Command::Status(arguments) => command::status(&arguments),
+        Command::Quota(arguments) => command::quota(&arguments),
+        Command::Snapshot(arguments) => command::snapshot(&arguments),
+        Command::Close(arguments) => command::close(&arguments),
+        Command::Drain(arguments) => command::drain(&arguments),
     };
-    outcome.unwrap_or_else(|error| {
-        // Every cause on one line: what failed, and why.
-        eprintln!("glassine: {error:#}");
-        ExitCode::from(1)
-    })
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Every cause on one line: what failed, and why.
+            eprintln!("glassine: {error:#}");
+            ExitCode::from(1)
+        }
+    }
 }
 
-fn run(serve: Serve) -> anyhow::Result<ExitCode> {
+/// Why a server is to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stop {
+    /// A signal came.
+    Signal,
+    /// The control socket was told.
+    Control,
+}
+
+fn run(serve: Serve) -> anyhow::Result<()> {
     let config = serve.config()?;
-    let signals = Signals::new([SIGTERM, SIGINT]).context("cannot handle signals")?;
+    config.check()?;
+    let (stop, stopped) = channel();
+    forward_signals(stop.clone())?;
+    let control = match &config.control {
+        Some(Listen::Unix(path)) => Some(Listener::bind_private(path)?),
+        Some(Listen::Tcp(_)) | None => None,
+    };
     let server = Server::start(&config)?;
+    let start = |listener| {
+        // Once the server drains, nobody listens to this any more, and nobody need.
+        let drain = move || {
+            let _ = stop.send(Stop::Control);
+        };
+        Control::start(listener, server.shared().clone(), drain)
+    };
+    let control = control.map(start).transpose()?;
     announce(&server);
-    Ok(wait(server, signals))
+    if let Some(path) = &config.control {
+        tracing::info!("control: glassine status --control {path}");
+    }
+    wait(server, control, stopped);
+    Ok(())
 }
 
-fn check(arguments: &Check) -> anyhow::Result<ExitCode> {
+/// Tells of signals as they come.
+fn forward_signals(stop: Sender<Stop>) -> anyhow::Result<()> {
+    let mut signals = Signals::new([SIGTERM, SIGINT]).context("cannot handle signals")?;
+    let forward = move || signals.forever().try_for_each(|_| stop.send(Stop::Signal));
+    let named = std::thread::Builder::new().name("signals".into());
+    named.spawn(forward).context("cannot start a thread")?;
+    Ok(())
+}
+
+fn check(arguments: &Check) -> anyhow::Result<()> {
     let report = check::check(&arguments.sheet, arguments.map)?;
     let text =
         if arguments.json { serde_json::to_string_pretty(&report)? } else { report.to_string() };
-    match writeln!(std::io::stdout(), "{text}") {
-        // Whoever reads has seen enough.
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
-        written => written.context("cannot print the report")?,
-    }
-    Ok(ExitCode::SUCCESS)
+    print(&text)
 }
 
 fn start_log(format: LogFormat) {
@@ -115,18 +158,23 @@ fn connect(device: &Device, address: &Listen) -> String {
     }
 }
 
-/// Serves until a signal, then drains; a second signal aborts.
-fn wait(server: Server, mut signals: Signals) -> ExitCode {
-    signals.forever().next();
+/// Serves until it is to stop, then drains; a second signal aborts.
+fn wait(server: Server, control: Option<Control>, stopped: Receiver<Stop>) {
+    let first = stopped.recv().expect("the thread of the signals holds the other end");
     tracing::info!("draining: requests in flight are answered, new connections refused");
     server.drain();
     std::thread::spawn(move || {
-        if signals.forever().next().is_some() {
+        let mut signals = stopped.into_iter().filter(|stop| *stop == Stop::Signal);
+        // Whoever drains by the control socket may send a signal to make sure.
+        let aborts = if first == Stop::Signal { signals.next() } else { signals.nth(1) };
+        if aborts.is_some() {
             tracing::warn!("aborted by a second signal; requests in flight are not answered");
             std::process::exit(3);
         }
     });
+    if let Some(control) = control {
+        control.finish();
+    }
     server.join();
     tracing::info!("drained: every request in flight was answered");
-    ExitCode::SUCCESS
 }

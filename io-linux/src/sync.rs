@@ -12,6 +12,13 @@ pub use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 #[cfg(not(loom))]
 pub use std::thread;
 
+/// What the control socket and the command wait with. No model has them: they serve no client.
+#[cfg(not(loom))]
+pub use {
+    std::sync::mpsc,
+    tokio::sync::{Semaphore, oneshot, watch},
+};
+
 /// What a worker sleeps on.
 #[cfg(not(loom))]
 pub use crate::sys::EventFd as Waker;

@@ -53,10 +53,14 @@ const SPAN: u64 = 64 << 20;
 
 fn serve(template: &Path, socket: &Path) -> Server {
     let device = DeviceConfig { template: Some(template.to_owned()), ..DeviceConfig::default() };
-    let listen = vec![Listen::Unix(socket.to_owned())];
-    let layer_dirs = Vec::new();
-    let devices = vec![device];
-    let config = Config { listen, workers: Some(1), detect_zeroes: true, layer_dirs, devices };
+    let config = Config {
+        listen: vec![Listen::Unix(socket.to_owned())],
+        control: None,
+        workers: Some(1),
+        detect_zeroes: true,
+        layer_dirs: Vec::new(),
+        devices: vec![device],
+    };
     Server::start(&config).expect("it starts")
 }
 
