@@ -542,12 +542,6 @@ fn forgotten(id: u64) -> Error {
 
 fn refuse(refusal: Refusal) -> Error {
     let (status, text) = match refusal {
-        Refusal::Busy(id) => (
-            StatusCode::CONFLICT,
-            format!(
-                "snapshot {id} of this export is under way; wait for it, or cancel it: DELETE /v1/snapshots/{id}"
-            ),
-        ),
         Refusal::SameFile(id) => {
             (StatusCode::CONFLICT, format!("snapshot {id} writes this file; give another path"))
         }

@@ -70,8 +70,6 @@ pub struct Snapshot {
 /// Why a snapshot is not begun.
 #[derive(Debug)]
 pub enum Refusal {
-    /// This export is being snapshotted.
-    Busy(u64),
     /// This one writes the same file.
     SameFile(u64),
     /// Too many are under way.
@@ -136,9 +134,6 @@ impl Jobs {
         let running = || state.jobs.iter().filter(|job| job.outcome.is_none());
         if state.finishing {
             return Err(Refusal::Finishing);
-        }
-        if let Some(job) = running().find(|job| job.export == device.export.name) {
-            return Err(Refusal::Busy(job.id));
         }
         if let Some(job) = running().find(|job| job.out == request.out) {
             return Err(Refusal::SameFile(job.id));
@@ -411,14 +406,13 @@ mod tests {
     }
 
     #[test]
-    fn one_at_a_time_for_an_export_and_for_a_file_and_few_in_all() {
+    fn one_at_a_time_for_a_file_and_few_in_all() {
         let (jobs, results) = told();
         for index in 0..RUNNING_MAX {
             jobs.start(device(&format!("{index}")), request(&format!("/{index}"))).unwrap();
         }
         let refusal = |export, out| jobs.start(device(export), request(out)).unwrap_err();
-        assert!(matches!(refusal("0", "/other"), Refusal::Busy(1)));
-        assert!(matches!(refusal("other", "/1"), Refusal::SameFile(2)));
+        assert!(matches!(refusal("0", "/1"), Refusal::SameFile(2)));
         assert!(matches!(refusal("other", "/other"), Refusal::TooMany));
         assert_eq!(jobs.list().len(), RUNNING_MAX);
         results.send(Ok(done())).unwrap();
