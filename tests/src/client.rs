@@ -2,9 +2,12 @@
 //! calls. Replies are simple replies.
 
 use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
+
+use crate::load::handshake;
 
 /// NBD_CMD_READ.
 pub const READ: u16 = 0;
@@ -26,10 +29,13 @@ const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 const REQUEST_MAGIC: u32 = 0x2560_9513;
 const REPLY_MAGIC: u32 = 0x6744_6698;
 
+/// Anything that takes longer is an error.
+const LIMIT: Option<Duration> = Some(Duration::from_secs(30));
+
 /// A connection, at any stage of the protocol.
 #[derive(Debug)]
-pub struct Client {
-    stream: UnixStream,
+pub struct Client<S = UnixStream> {
+    stream: S,
     out: Vec<u8>,
     inbox: Vec<u8>,
     head: usize,
@@ -61,22 +67,13 @@ pub struct Reply {
 }
 
 impl Client {
-    /// Connects, and does nothing else. Anything that takes over 30 seconds is an error.
+    /// Connects, and does nothing else.
     #[must_use]
     pub fn connect(socket: &Path) -> Self {
         let stream = UnixStream::connect(socket).expect("the server listens");
-        let limit = Some(Duration::from_secs(30));
-        stream.set_read_timeout(limit).expect("a limit can be set");
-        stream.set_write_timeout(limit).expect("a limit can be set");
-        Self {
-            stream,
-            out: Vec::with_capacity(1 << 20),
-            inbox: vec![0; 1 << 20],
-            head: 0,
-            tail: 0,
-            size: 0,
-            flags: 0,
-        }
+        stream.set_read_timeout(LIMIT).expect("a limit can be set");
+        stream.set_write_timeout(LIMIT).expect("a limit can be set");
+        Self::over(stream)
     }
 
     /// Connects, and chooses the default export by GO.
@@ -86,6 +83,38 @@ impl Client {
         client.greet(3);
         client.go("");
         client
+    }
+
+    /// The socket itself.
+    #[must_use]
+    pub fn stream(&self) -> &UnixStream {
+        &self.stream
+    }
+}
+
+impl Client<TcpStream> {
+    /// Connects by TCP and chooses the default export by GO, if there is a server.
+    pub fn try_open(address: SocketAddr) -> io::Result<Self> {
+        let mut stream = TcpStream::connect(address)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(LIMIT)?;
+        stream.set_write_timeout(LIMIT)?;
+        let size = handshake::choose(&mut stream, "")?;
+        Ok(Self { size, ..Self::over(stream) })
+    }
+}
+
+impl<S: Read + Write> Client<S> {
+    fn over(stream: S) -> Self {
+        Self {
+            stream,
+            out: Vec::with_capacity(1 << 20),
+            inbox: vec![0; 1 << 20],
+            head: 0,
+            tail: 0,
+            size: 0,
+            flags: 0,
+        }
     }
 
     /// Reads the greeting and answers with these flags.
@@ -239,6 +268,16 @@ impl Client {
         self.take(length as usize).to_vec()
     }
 
+    /// Reads a range, if the server is there and can.
+    pub fn try_read(&mut self, offset: u64, length: u32) -> io::Result<Vec<u8>> {
+        self.request(0, READ, 1, offset, length);
+        self.try_flush()?;
+        if self.try_take(16)?[4..8] != [0; 4] {
+            return Err(io::Error::other("a READ failed"));
+        }
+        Ok(self.try_take(length as usize)?.to_vec())
+    }
+
     /// Writes a range and answers the error.
     pub fn write(&mut self, offset: u64, bytes: &[u8]) -> u32 {
         let length = u32::try_from(bytes.len()).expect("short");
@@ -256,12 +295,6 @@ impl Client {
                 !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
             }
         }
-    }
-
-    /// The socket itself.
-    #[must_use]
-    pub fn stream(&self) -> &UnixStream {
-        &self.stream
     }
 }
 

@@ -2,7 +2,7 @@
 
 mod content;
 mod engine;
-mod handshake;
+pub(crate) mod handshake;
 mod lane;
 pub mod sys;
 

@@ -2,20 +2,23 @@
 
 use std::ops::Range;
 
-use glassine_tests::pattern;
+use crate::pattern;
 
-pub(crate) const BLOCK: usize = 4096;
-pub(crate) const BLOCKS: usize = 2048;
+/// Bytes of a block.
+pub const BLOCK: usize = 4096;
+/// Blocks of the device.
+pub const BLOCKS: usize = 2048;
 
 /// What a change leaves behind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Content {
+pub enum Content {
     /// Bytes of this version.
     Payload(u64),
+    /// Zeroes.
     Zero,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Change {
     blocks: Range<usize>,
     content: Content,
@@ -28,8 +31,8 @@ struct Change {
 
 /// Everything since the device was last looked at. Changes of one block are sent one after the other, so
 /// their order is certain.
-#[derive(Debug)]
-pub(crate) struct History {
+#[derive(Debug, Clone)]
+pub struct History {
     base: Vec<u8>,
     changes: Vec<Change>,
     by_block: Vec<Vec<usize>>,
@@ -37,14 +40,15 @@ pub(crate) struct History {
     now: u64,
     versions: u64,
     /// Changes that survived although nobody had been promised, for the report.
-    pub(crate) spared: u64,
+    pub spared: u64,
     /// Changes that had to survive.
-    pub(crate) promised: u64,
+    pub promised: u64,
 }
 
 impl History {
     /// Of a device that shows these bytes.
-    pub(crate) fn new(base: Vec<u8>) -> Self {
+    #[must_use]
+    pub fn new(base: Vec<u8>) -> Self {
         assert_eq!(base.len(), BLOCKS * BLOCK);
         Self {
             base,
@@ -58,18 +62,19 @@ impl History {
     }
 
     /// The present moment.
-    pub(crate) fn now(&self) -> u64 {
+    #[must_use]
+    pub fn now(&self) -> u64 {
         self.now
     }
 
     /// The next version of a payload.
-    pub(crate) fn version(&mut self) -> u64 {
+    pub fn version(&mut self) -> u64 {
         self.versions += 1;
         self.versions
     }
 
     /// A change is being sent; answers its number.
-    pub(crate) fn sent(&mut self, blocks: Range<usize>, content: Content, fua: bool) -> usize {
+    pub fn sent(&mut self, blocks: Range<usize>, content: Content, fua: bool) -> usize {
         self.now += 1;
         let number = self.changes.len();
         for block in blocks.clone() {
@@ -81,22 +86,29 @@ impl History {
     }
 
     /// It was answered with success.
-    pub(crate) fn answered(&mut self, number: usize) {
+    pub fn answered(&mut self, number: usize) {
         self.now += 1;
         let change = &mut self.changes[number];
         change.answered = Some(self.now);
         change.durable |= change.fua;
     }
 
+    /// It was refused, and must never be seen.
+    pub fn refused(&mut self, number: usize) {
+        for block in std::mem::take(&mut self.changes[number].blocks) {
+            self.by_block[block].retain(|other| *other != number);
+        }
+    }
+
     /// A FLUSH that was sent at this moment was answered with success.
-    pub(crate) fn flushed(&mut self, since: u64) {
+    pub fn flushed(&mut self, since: u64) {
         for change in &mut self.changes {
             change.durable |= change.answered.is_some_and(|at| at <= since);
         }
     }
 
     /// Holds what a device shows after a crash against what it may show, and goes on from there.
-    pub(crate) fn check(&mut self, image: Vec<u8>) -> Result<(), String> {
+    pub fn check(&mut self, image: Vec<u8>) -> Result<(), String> {
         assert_eq!(image.len(), BLOCKS * BLOCK);
         // For each block, how many of its changes have happened; and the latest that can only be seen because
         // everything answered before it was sent is there as well.
