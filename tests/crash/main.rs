@@ -2,6 +2,8 @@
 //!
 //! `cargo test -p glassine-tests --test crash` kills it 20 times; with `GLASSINE_KILLS=500` as often as that.
 
+mod faults;
+
 use std::sync::Mutex;
 use std::thread;
 use std::time::Duration;
