@@ -5,6 +5,7 @@ compile_error!("with --cfg loom there are models, and no server");
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Parser;
@@ -17,7 +18,7 @@ use glassine::device::Device;
 use glassine::listener::Listener;
 use glassine::server::Server;
 use glassine::sync::mpsc::{Receiver, Sender, channel};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 use tracing_subscriber::EnvFilter;
 
@@ -62,6 +63,8 @@ fn run(serve: Serve) -> anyhow::Result<()> {
         Some(Listen::Unix(path)) => Some(Listener::bind_private(path)?),
         Some(Listen::Tcp(_)) | None => None,
     };
+    // A file at the limit for its size is "no space left" to whoever needed more, and no reason to die.
+    signal_hook::flag::register(SIGXFSZ, Arc::default()).context("cannot handle signals")?;
     let server = Server::start(&config)?;
     let start = |listener| {
         // Once the server drains, nobody listens to this any more, and nobody need.

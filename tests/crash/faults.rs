@@ -243,3 +243,25 @@ fn a_full_disk_serves_what_needs_no_space_and_everything_once_there_is_some() {
     subject.restart();
     tool("umount", &[path(&mount)]);
 }
+
+#[test]
+fn a_limit_for_the_size_of_files_is_a_full_disk_and_no_end() {
+    let directory = scratch();
+    let mut subject = Subject::new(&directory.path().join("sheet"));
+    let server_directory = scratch();
+    let mut command = Command::new("prlimit");
+    // More than a segment of the journal, and less than what is written.
+    command.arg(format!("--fsize={}", 5 << 20)).arg(glassine());
+    command.args(["serve", "--size", &SIZE.to_string(), "--sheet", &subject.sheet, "--listen"]);
+    command.arg(format!("unix:{}", server_directory.path().join("x.sock").display()));
+    let server = Server::spawn(command, server_directory);
+    let mut full = 0;
+    for _ in 0..FEW {
+        let errors = subject.load(&server, 1);
+        assert!(errors.iter().all(|error| *error == ENOSPC), "{errors:?}");
+        full += errors.len();
+    }
+    assert!(full > 0, "the limit was met");
+    drop(server);
+    subject.restart();
+}
