@@ -97,6 +97,32 @@ pub fn batch<S: Read + Write>(
     Ok(errors)
 }
 
+/// Writes of single blocks, each durable before the next is sent, until the server is gone: what wears a journal
+/// the fastest. That one fails is an error.
+pub fn load_one_by_one<S: Read + Write>(
+    client: &mut Client<S>,
+    history: &Mutex<History>,
+    rng: &mut ChaCha8Rng,
+) -> Result<(), String> {
+    loop {
+        let block = rng.random_range(0..BLOCKS);
+        let offset = (block * BLOCK) as u64;
+        let mut history_now = lock(history);
+        let version = history_now.version();
+        let change = history_now.sent(block..block + 1, Content::Payload(version), true);
+        drop(history_now);
+        client.request(FUA, WRITE, 1, offset, BLOCK as u32);
+        let mut payload = [0; BLOCK];
+        pattern::fill(&mut payload, version, offset);
+        client.put(&payload);
+        match client.try_flush().and_then(|()| Ok(client.try_take(16)?[4..8] == [0; 4])) {
+            Ok(true) => lock(history).answered(change),
+            Ok(false) => return Err("a write failed".to_owned()),
+            Err(_) => return Ok(()),
+        }
+    }
+}
+
 /// Two connections in turn, until the server is gone. That a request fails is an error.
 pub fn load<S: Read + Write>(
     clients: &mut [Client<S>; 2],
