@@ -80,7 +80,7 @@ impl Guest {
 
     /// Waits until its server is ready; false if the power goes before.
     pub(crate) fn wait(&self) -> Result<bool, String> {
-        let deadline = Instant::now() + Duration::from_secs(120);
+        let deadline = Instant::now() + Duration::from_secs(300);
         loop {
             let is_off = self.is_off();
             let console = self.console();

@@ -187,21 +187,19 @@ impl Power {
                 guest.cut();
                 outcome
             });
-            let mut left = Err("there was no moment".to_owned());
-            let mut count = 0;
-            while let Ok(moment) = taken.recv() {
-                left = self.check(moment);
+            let (mut left, mut count) = (Ok(None), 0);
+            while left.is_ok()
+                && let Ok(moment) = taken.recv()
+            {
+                left = self.check(moment).map(Some);
                 count += 1;
-                if left.is_err() {
-                    break;
-                }
             }
             // Whoever waits with a moment is let go.
             drop(taken);
             let used = client.join().expect("the client does not panic");
             let left = left?;
             self.report.looks += u64::from(used?);
-            if count < cuts { Err("the guest ended by itself".to_owned()) } else { Ok(left) }
+            left.filter(|_| count == cuts).ok_or_else(|| "the guest ended by itself".to_owned())
         })
         .map_err(|error| format!("{error}; the guest's console:\n{}", guest.console()))
     }
