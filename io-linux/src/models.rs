@@ -4,6 +4,9 @@
 //! into epoll: `sync::Waker`.
 
 use std::fs;
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,6 +18,7 @@ use glassine_core::sync::{check, spawn};
 
 use crate::config::DeviceConfig;
 use crate::device::Device;
+use crate::layer::{About, LayerWriter};
 use crate::pool::{Job, Pool};
 use crate::router::{ConnectionId, Mail, Router, WORKER_SHIFT};
 use crate::shared::{CONNECTIONS_MAX, Exports, Shared};
@@ -176,6 +180,43 @@ fn cancel_against_fetch() {
         ));
         shared.pool.finish();
         assert!(shared.router.take(0).is_empty());
+    });
+}
+
+/// Two threads compose one window of a layer, and a third sends it if it counts as ready: its bytes are there then.
+#[test]
+fn compose_against_read() {
+    let layer = Scratch::new("layer");
+    let about = About { virtual_bytes: 4096, parent: None, compress: None };
+    let mut writer = LayerWriter::create(layer.path(), &about).unwrap();
+    writer.data(0, &[7; 4096]).unwrap();
+    writer.finish().unwrap();
+    let path = layer.path().to_owned();
+    check("compose_against_read", None, move || {
+        let template = Arc::new(crate::template::Template::open(&path, &[]).unwrap());
+        let is_whole = |template: &crate::template::Template| {
+            let (here, mut there) = UnixStream::pair().unwrap();
+            assert_eq!(template.send(here.as_fd(), 0, 4096).unwrap(), 4096);
+            let mut bytes = [0; 4096];
+            there.read_exact(&mut bytes).unwrap();
+            bytes == [7; 4096]
+        };
+        let other = {
+            let template = Arc::clone(&template);
+            spawn(move || template.fetch(0, 4096).unwrap())
+        };
+        let reader = {
+            let template = Arc::clone(&template);
+            spawn(move || {
+                // Not whether it is in the page cache as well: that would hide a bit that is set too early.
+                let counts_as_there = template.composed().unwrap().is_ready(0..4096);
+                assert!(!counts_as_there || is_whole(&template));
+            })
+        };
+        template.fetch(0, 4096).unwrap();
+        other.join().unwrap();
+        reader.join().unwrap();
+        assert!(template.composed().unwrap().is_ready(0..4096) && is_whole(&template));
     });
 }
 

@@ -13,14 +13,15 @@ use glassine_core::Errno;
 use glassine_core::layer::stack::{Origin, Stack};
 use glassine_core::layer::{WINDOW_BLOCKS, WINDOW_BYTES};
 use glassine_core::limits::BLOCK_BYTES;
+use glassine_core::sync::weakened;
 
 use crate::layer::chain::Chain;
-use crate::sync::{AtomicU64, Mutex, Ordering, lock};
+use crate::sync::{AtomicU64, Mutex, Ordering, lock, thread};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 const WINDOW: u64 = WINDOW_BYTES as u64;
 /// Windows that are this far apart wait for each other.
-const LOCKS: usize = 64;
+const LOCKS: usize = if cfg!(loom) { 2 } else { 64 };
 
 /// What layers make together.
 #[derive(Debug)]
@@ -125,12 +126,18 @@ impl Composed {
             // Somebody else has done it meanwhile.
             return Ok(Done::Before);
         }
+        let set =
+            || self.ready[(window / 64) as usize].fetch_or(1 << (window % 64), Ordering::Release);
+        if weakened("ready-early") {
+            set();
+            thread::yield_now();
+        }
         self.write(window).map_err(|error| {
             let template = self.chain.top().path().display();
             tracing::error!(%template, offset = window * WINDOW, "{error:#}");
             Errno::Io
         })?;
-        self.ready[(window / 64) as usize].fetch_or(1 << (window % 64), Ordering::Release);
+        set();
         Ok(Done::Now)
     }
 
