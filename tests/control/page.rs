@@ -1,11 +1,14 @@
 //! `docs/control.md`: its commands are run as they are printed, and answer as it says.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
 use glassine_tests::server::{Server, glassine, scratch, text};
 use serde_json::Value;
+
+use crate::told::{ask, controlled};
 
 /// A command of the page, and what it is said to print.
 #[derive(Debug)]
@@ -65,11 +68,14 @@ fn check(example: &Example, printed: &str) {
     assert_eq!(printed.trim_end(), answer.trim_end(), "{command}");
 }
 
+fn page() -> String {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/control.md");
+    fs::read_to_string(page).expect("the page is there")
+}
+
 #[test]
 fn the_commands_of_the_page_work_as_printed() {
-    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/control.md");
-    let page = fs::read_to_string(page).expect("the page is there");
-    let examples = examples(&page);
+    let examples = examples(&page());
     assert!(examples.len() > 12, "{examples:?}");
     let directory = scratch();
     let binary = glassine().canonicalize().expect("it is there");
@@ -90,10 +96,41 @@ fn the_commands_of_the_page_work_as_printed() {
     }
     // The last one was to drain it.
     server.stop_after_signal();
-    // Whatever can be asked for has an example.
-    let description = page.split("\n\n").find(|part| part.contains("`GET /v1/exports` |"));
-    let routes = description.expect("the table of the routes").matches("/v1/").count();
-    let commands: Vec<_> = examples.iter().map(|example| &example.command).collect();
-    let asked = commands.iter().filter(|command| command.contains("http://localhost/v1/"));
-    assert!(asked.count() >= routes, "{commands:#?}");
+}
+
+/// The routes in the table of the page: method, and path without its query.
+fn routes(page: &str) -> BTreeSet<(String, String)> {
+    let rows = page.lines().filter(|line| line.starts_with("| `"));
+    let spans = rows.flat_map(|row| row.split('`').skip(1).step_by(2));
+    let routes = spans.filter_map(|span| span.split_once(' '));
+    let routes = routes.filter(|(_, path)| path.starts_with("/v1/"));
+    let plain = |path: &str| path.split('?').next().unwrap_or_default().replace("ID", "{id}");
+    routes.map(|(method, path)| (method.to_owned(), plain(path))).collect()
+}
+
+/// What a command of curl asks for.
+fn asked(command: &str) -> Option<(String, String)> {
+    let (_, url) = command.split_once("http://localhost")?;
+    let path = url.split(['?', ' ', '\'']).next()?;
+    let given = command.split_once("-X ").and_then(|(_, rest)| rest.split(' ').next());
+    let method = given.unwrap_or(if command.contains(" -d ") { "POST" } else { "GET" });
+    Some((method.to_owned(), path.replace("/1", "/{id}")))
+}
+
+#[test]
+fn the_page_has_every_route_and_an_example_of_each() {
+    let page = page();
+    let (server, socket) = controlled(&["--size", "1M"]);
+    let (_, description) = ask(&socket, "openapi.json", &[]);
+    server.stop();
+    let mut there = BTreeSet::new();
+    for (path, operations) in description["paths"].as_object().expect("it has paths") {
+        for method in operations.as_object().expect("they have operations").keys() {
+            there.insert((method.to_uppercase(), path.clone()));
+        }
+    }
+    assert_eq!(routes(&page), there);
+    let examples: BTreeSet<_> =
+        examples(&page).iter().filter_map(|example| asked(&example.command)).collect();
+    assert_eq!(examples, there);
 }
