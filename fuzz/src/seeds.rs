@@ -245,22 +245,22 @@ fn layers() -> Seeds {
     // How many blocks, and what each is.
     let data = |bytes: &[u8]| [&[op(Data), bytes.len() as u8 - 1], bytes].concat();
     let some = |kind: layer::Op, count: u8| vec![op(kind), count - 1];
-    // For each frame whether it is short; then the name, the note, the number.
-    let seal = |frames: &[u8], rest: [u8; 3]| [&[op(Seal)], frames, &rest].concat();
+    // For each frame whether it is short; then the parent's name, if there is one, the note, the number.
+    let seal = |frames: &[u8], rest: &[u8]| [&[op(Seal)], frames, rest].concat();
     let (whole, odd) = ([0, 0], [1, 1]);
     let one = [data(&[1, 2, 3]), some(Zero, 2), some(Skip, 4), data(&[9; 20])];
-    let first = [&one[..], &[vec![op(Seal), 0, 3, 1, 7]]].concat();
+    let first = [&one[..], &[seal(&[0, 3], &[1, 7])]].concat();
     let broken = |steps: &[Vec<u8>]| [&first[..], steps].concat();
+    let apart = [data(&[1, 2, 3]), some(Skip, 4), data(&[9; 5]), seal(&[0], &[1, 7])];
     vec![
         ("empty", whole.to_vec()),
         ("one", talk(whole, &one)),
         ("odd", talk(odd, &[data(&[1, 2]), some(Zero, 1)])),
-        ("short-frame", talk(whole, &[data(&[5; 6]), seal(&[3], [0, 1, 1])])),
-        ("two", talk(whole, &[&first[..], &[some(Skip, 6), data(&[4]), some(Skip, 9)]].concat())),
+        ("short-frame", talk(whole, &[data(&[5; 6]), seal(&[3], &[1, 1])])),
+        ("two", talk(whole, &[&apart[..], &[some(Skip, 4), data(&[4]), some(Skip, 9)]].concat())),
         ("three", {
-            let seal = seal(&[0], [1, 0, 1]);
-            let steps = [data(&[1; 3]), seal.clone(), some(Zero, 3), seal, some(Skip, 5)];
-            talk(whole, &steps)
+            let upper = [some(Zero, 3), seal(&[], &[1, 0, 1]), some(Skip, 5)];
+            talk(whole, &[&apart[..], &upper].concat())
         }),
         ("footer", talk(whole, &broken(&[vec![op(DamageEnd), 200, 0, 1]]))),
         ("cut", talk(whole, &broken(&[vec![op(Cut), 100, 0]]))),
