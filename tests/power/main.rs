@@ -5,8 +5,8 @@
 //! acknowledged (`glassine_tests::history`). Hence it is certain what had been acknowledged and what had been
 //! written at any one moment: before a request of the disk is served, everything stands still.
 //!
-//! At drawn moments of that kind the power is cut. What was flushed to the disk stays; of the writes in its cache all,
-//! none, or a random part survives, in whole writes or in sectors of 512 bytes.
+//! At drawn moments of that kind the power is cut. What was flushed to the disk stays; of the writes in its cache
+//! none, some or most survive, in whole writes or in sectors of 512 bytes.
 //!
 //! - Most cuts are made on a copy of disk and history, while the guest goes on. e2fsck replays ext4's journal
 //!   and finds no damage, debugfs takes the sheet out, and a server on this machine recovers it.
@@ -277,18 +277,19 @@ fn accept(listener: &UnixListener, guest: &Guest) -> Option<UnixStream> {
 }
 
 /// Hands over the moments of the cuts, one after so many requests each, and breaks off after the last, or when
-/// nobody takes them any more. Every other cut waits until there is something to lose.
+/// nobody takes them any more. Every other cut comes just before a FLUSH, when there is the most
+/// to lose.
 fn stand_still(
     gaps: Vec<u64>,
     history: &Mutex<History>,
     moments: &mpsc::SyncSender<Moment>,
-) -> impl FnMut(&Disk) -> ControlFlow<()> {
+) -> impl FnMut(&Disk, bool) -> ControlFlow<()> {
     let mut gaps = gaps.into_iter();
     let mut left = gaps.next();
-    move |disk| {
+    move |disk, is_flush| {
         let Some(requests) = &mut left else { return ControlFlow::Break(()) };
         *requests = requests.saturating_sub(1);
-        if *requests > 0 || (gaps.len().is_multiple_of(2) && disk.cached() < 2) {
+        if *requests > 0 || (gaps.len().is_multiple_of(2) && !(is_flush && disk.cached() > 0)) {
             return ControlFlow::Continue(());
         }
         let moment = Moment { disk: disk.clone(), history: lock(history).clone() };

@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use glassine_tests::changes::{batch, lock};
-use glassine_tests::client::Client;
+use glassine_tests::client::{Client, FLUSH};
 use glassine_tests::history::{BLOCK, BLOCKS, History};
 use glassine_tests::pattern;
 use glassine_tests::server::{Server, glassine, make_image, scratch, tool};
@@ -33,8 +33,7 @@ fn serve(directory: &Path) -> Server {
     }
     let control = format!("unix:{}", directory.join("control").display());
     let sheet = directory.join("sheet");
-    let arguments =
-        ["--template", text(&template), "--sheet", text(&sheet), "--control", &control];
+    let arguments = ["--template", text(&template), "--sheet", text(&sheet), "--control", &control];
     Server::blank(&BYTES.to_string(), &arguments)
 }
 
@@ -57,7 +56,9 @@ fn done(command: &mut Command) -> serde_json::Value {
 
 /// All that a device shows.
 fn image(server: &Server) -> Vec<u8> {
-    Client::open(&server.socket()).read(0, BYTES as u32)
+    let mut client = Client::open(&server.socket());
+    let bytes = client.size.try_into().expect("devices here are small");
+    client.read(0, bytes)
 }
 
 /// All that a device over a layer shows; what the layer is over lies beside it.
@@ -89,7 +90,7 @@ fn a_snapshot_is_one_moment_of_a_busy_device() {
                 while !over.load(Ordering::Relaxed) {
                     for client in &mut clients {
                         let errors = batch(client, history, &mut rng).expect("the server is there");
-                        assert_eq!(errors, [], "nothing fails");
+                        assert!(errors.is_empty(), "nothing fails: {errors:?}");
                     }
                 }
             });
@@ -110,7 +111,7 @@ fn a_snapshot_is_one_moment_of_a_busy_device() {
         for (asked, layer) in layers.into_iter().flatten() {
             let mut seen = lock(&history).clone();
             // What was answered by then must be there.
-            seen.flushed(asked);
+            seen.settle(asked);
             if let Err(broken) = seen.check(image_of(&layer)) {
                 panic!("{}: {broken}", layer.display());
             }
@@ -135,14 +136,20 @@ fn a_snapshot_is_one_moment_of_a_busy_device() {
 /// A layer is there when it is complete, or not at all; and a snapshot that came to nothing keeps no space.
 #[test]
 fn a_kill_or_a_cancel_during_an_export_leaves_no_layer() {
+    const LARGE: u64 = 64 << 20;
     let directory = scratch();
-    let server = serve(directory.path());
+    let control = format!("unix:{}", directory.path().join("control").display());
+    let sheet = directory.path().join("sheet");
+    let arguments = ["--sheet", text(&sheet), "--control", &control];
+    let serve = || Server::blank(&LARGE.to_string(), &arguments);
+    let server = serve();
     let mut client = Client::open(&server.socket());
-    let mut payload = vec![0; BYTES];
-    pattern::fill(&mut payload, 1, 0);
+    // What can be compressed, with effort.
+    let payload: Vec<u8> = (0..LARGE).map(|at| (at * at / 977 % 61) as u8).collect();
     client.write(0, &payload);
+    client.ask(0, FLUSH, 0, 0);
     let out = directory.path().join("cut.glass");
-    // Slow enough to be met in its middle: 8 MiB at the highest level take seconds.
+    // Slow enough to be met in its middle.
     let slow = ["--compress", "zstd:19"];
     for signal in [libc::SIGINT, libc::SIGKILL] {
         let mut command = snapshot(directory.path(), &out, &slow);
@@ -160,9 +167,10 @@ fn a_kill_or_a_cancel_during_an_export_leaves_no_layer() {
         assert!(!out.exists(), "half a layer must not be there");
     }
     drop(server);
-    let server = serve(directory.path());
+    let server = serve();
     done(&mut snapshot(directory.path(), &out, &[]));
-    assert!(image_of(&out) == image(&server));
+    assert!(image_of(&out) == payload);
+    assert!(image(&server) == payload);
     server.stop();
 }
 

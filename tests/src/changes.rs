@@ -32,8 +32,10 @@ fn ask<S: Read + Write>(
 ) -> Vec<(u64, Asked)> {
     let mut busy = vec![false; BLOCKS];
     let mut asked = Vec::new();
+    // Many changes come together in a record when there are batches without a barrier.
+    let has_barriers = rng.random_range(0..3) == 0;
     for cookie in 0..rng.random_range(1..=DEPTH) {
-        if rng.random_range(0..100) < 4 {
+        if has_barriers && rng.random_range(0..100) < 8 {
             client.request(0, FLUSH, cookie, 0, 0);
             asked.push((cookie, Asked::Flush(history.now())));
             continue;
@@ -48,7 +50,7 @@ fn ask<S: Read + Write>(
         }
         busy[blocks.clone()].fill(true);
         let (offset, length) = ((first * BLOCK) as u64, (count * BLOCK) as u32);
-        let flags = if rng.random_range(0..100) < 8 { FUA } else { 0 };
+        let flags = if has_barriers && rng.random_range(0..100) < 12 { FUA } else { 0 };
         let (command, more_flags, content) = match rng.random_range(0..100) {
             0..6 => (TRIM, 0, Content::Zero),
             6..9 => (WRITE_ZEROES, 0, Content::Zero),

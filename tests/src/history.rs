@@ -107,6 +107,14 @@ impl History {
         }
     }
 
+    /// Counts as durable what was answered by this moment, and nothing else: of what shows another moment than the
+    /// last.
+    pub fn settle(&mut self, at: u64) {
+        for change in &mut self.changes {
+            change.durable = change.answered.is_some_and(|answered| answered <= at);
+        }
+    }
+
     /// Holds what a device shows after a crash against what it may show, and goes on from there.
     pub fn check(&mut self, image: Vec<u8>) -> Result<(), String> {
         assert_eq!(image.len(), BLOCKS * BLOCK);
