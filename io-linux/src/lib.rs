@@ -40,6 +40,7 @@ pub mod router;
 pub mod server;
 pub mod shared;
 pub mod sheet;
+#[cfg(not(loom))]
 pub mod snapshot;
 pub mod sync;
 #[allow(unsafe_code)]

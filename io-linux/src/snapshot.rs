@@ -3,6 +3,7 @@
 //! Only the seal itself holds the device's lock, for no longer than a request does. All that follows reads
 //! slots which nobody changes any more, on a thread that gives way to everybody else.
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -14,12 +15,16 @@ use glassine_core::{Errno, Overlay, Seal};
 use crate::device::Device;
 use crate::layer::{About, Hex, LayerSummary, LayerWriter};
 use crate::pool::Pool;
-use crate::sync::{Arc, AtomicBool, AtomicU64, Ordering};
+use crate::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
+use crate::sync::{Arc, AtomicBool, AtomicU64, Ordering, sleep, thread};
 use crate::sys;
 
 const BLOCK: u64 = glassine_core::limits::BLOCK_BYTES as u64;
-/// So much is read at a time.
-const CHUNK_BYTES: u64 = 1 << 20;
+/// So many bytes are read, then written, at a time; so many parts, where there is little in each.
+const CHUNK_BYTES: usize = 1 << 20;
+const CHUNK_PARTS_MAX: usize = 1024;
+/// So many chunks wait to be written.
+const CHUNKS_MAX: usize = 2;
 /// How often it is asked whether a flush is done.
 const FLUSH_POLL_TIME: Duration = Duration::from_millis(1);
 /// No connection has this name: waking it wakes nobody.
@@ -145,44 +150,122 @@ fn flush(device: &Arc<Device>, storage: &Pool) -> anyhow::Result<()> {
         storage.settle(device, device.with_overlay(ask));
         match outcome {
             Ok(Some(_)) => return Ok(()),
-            Ok(None) => std::thread::sleep(FLUSH_POLL_TIME),
+            Ok(None) => sleep(FLUSH_POLL_TIME),
             Err(_) => return Err(anyhow!("its journal has failed; see the log")),
         }
     }
 }
 
-/// Writes what a seal shows to a layer: the blocks that are in slots, and those that are zero over a parent.
+/// A part of what a seal shows.
+enum Part {
+    /// Blocks that are zero.
+    Zero(Range<u64>),
+    /// Blocks whose bytes come next.
+    Data(Range<u64>),
+}
+
+/// Some of what a seal shows, in the order of its blocks.
+#[derive(Default)]
+struct Chunk {
+    parts: Vec<Part>,
+    bytes: Vec<u8>,
+}
+
+impl Chunk {
+    fn is_full(&self) -> bool {
+        self.bytes.len() >= CHUNK_BYTES || self.parts.len() >= CHUNK_PARTS_MAX
+    }
+
+    /// Appends blocks, whose bytes are to be put at the place that is answered.
+    fn add(&mut self, blocks: Range<u64>) -> &mut [u8] {
+        let (start, bytes) = (self.bytes.len(), (blocks.end - blocks.start) * BLOCK);
+        match self.parts.last_mut() {
+            Some(Part::Data(last)) if last.end == blocks.start => last.end = blocks.end,
+            _ => self.parts.push(Part::Data(blocks)),
+        }
+        self.bytes.resize(start + bytes as usize, 0);
+        &mut self.bytes[start..]
+    }
+}
+
+/// Writes what a seal shows to a layer: the blocks that are in slots, and those that are zero over a parent. One thread
+/// reads, another one writes.
 fn export(
     held: &Held<'_>,
     mut writer: LayerWriter,
     has_parent: bool,
     progress: &Progress,
 ) -> anyhow::Result<LayerSummary> {
+    progress.total_bytes.store(held.seal().tally().slots * BLOCK, Ordering::Relaxed);
+    let (full, chunks) = sync_channel(CHUNKS_MAX);
+    let (back, used) = channel();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            sys::lower_priority();
+            if let Err(error) = read(held, has_parent, progress, &full, &used) {
+                // Whoever does not wait for it has an error of its own.
+                let _ = full.send(Err(error));
+            }
+        });
+        for chunk in chunks {
+            let chunk: Chunk = chunk?;
+            let mut bytes = &chunk.bytes[..];
+            for part in &chunk.parts {
+                match part {
+                    Part::Zero(blocks) => writer.zero(blocks.clone())?,
+                    Part::Data(blocks) => {
+                        let length = (blocks.end - blocks.start) * BLOCK;
+                        let (here, rest) = bytes.split_at(length as usize);
+                        writer.data(blocks.start, here)?;
+                        bytes = rest;
+                    }
+                }
+            }
+            progress.done_bytes.fetch_add(chunk.bytes.len() as u64, Ordering::Relaxed);
+            let _ = back.send(chunk);
+        }
+        anyhow::Ok(())
+    })?;
+    writer.finish()
+}
+
+/// Reads what a seal shows, until nobody takes it any more.
+fn read(
+    held: &Held<'_>,
+    has_parent: bool,
+    progress: &Progress,
+    full: &SyncSender<anyhow::Result<Chunk>>,
+    used: &Receiver<Chunk>,
+) -> anyhow::Result<()> {
     let seal = held.seal();
-    progress.total_bytes.store(seal.tally().slots * BLOCK, Ordering::Relaxed);
-    let mut chunk = vec![0; CHUNK_BYTES as usize];
+    let mut chunk = Chunk::default();
     let mut block = 0;
     while block < seal.blocks() {
         ensure!(!progress.cancelled.load(Ordering::Relaxed), "the snapshot was cancelled");
         let (run, entry) = seal.run_at(block);
         block = run.end;
         match entry {
-            Entry::Template => {}
             Entry::Zero | Entry::ZeroProvisioned | Entry::ZeroClaimed if has_parent => {
-                writer.zero(run)?;
+                chunk.parts.push(Part::Zero(run));
             }
-            Entry::Zero | Entry::ZeroProvisioned | Entry::ZeroClaimed => {}
+            Entry::Template | Entry::Zero | Entry::ZeroProvisioned | Entry::ZeroClaimed => {}
             Entry::Slot(slot) => {
-                let count = (run.end - run.start).min(CHUNK_BYTES / BLOCK);
-                block = run.start + count;
-                let bytes = &mut chunk[..(count * BLOCK) as usize];
+                let room = (CHUNK_BYTES - chunk.bytes.len()) as u64 / BLOCK;
+                block = run.end.min(run.start + room);
+                let bytes = chunk.add(run.start..block);
                 held.device.data().read(bytes, slot.offset()).map_err(|error| {
                     anyhow!("cannot read the sheet at byte {}: {error:?}", slot.offset())
                 })?;
-                writer.data(run.start, bytes)?;
-                progress.done_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            }
+        }
+        if chunk.is_full() || block >= seal.blocks() {
+            let mut empty = used.try_recv().unwrap_or_default();
+            empty.parts.clear();
+            empty.bytes.clear();
+            if full.send(Ok(std::mem::replace(&mut chunk, empty))).is_err() {
+                break;
             }
         }
     }
-    writer.finish()
+    Ok(())
 }

@@ -222,31 +222,42 @@ fn cost_of_a_snapshot() {
         gaps.sort_unstable();
         gaps
     };
+    let rate = |done: &serde_json::Value| {
+        let number = |name: &str| done[name].as_f64().expect("a number");
+        number("data_bytes") / number("seconds") / 1_048_576.0
+    };
+    let (data, copy) = (sheet.join("data"), directory.path().join("copy"));
     let out = directory.path().join("out.glass");
+    // In turn, so that both meet the same machine.
+    let (mut exports, mut copies) = (Vec::new(), Vec::new());
+    for _ in 0..3 {
+        exports.push(rate(&done(&mut snapshot(directory.path(), &out, &[]))));
+        fs::remove_file(&out).unwrap();
+        let began = Instant::now();
+        tool("cp", &["--reflink=never", text(&data), text(&copy)]);
+        let copied = fs::metadata(&copy).unwrap().len() as f64;
+        copies.push(copied / began.elapsed().as_secs_f64() / 1_048_576.0);
+        fs::remove_file(&copy).unwrap();
+    }
+    println!("export alone {exports:.0?} MiB/s, cp {copies:.0?} MiB/s");
     let began = Instant::now();
     let alone = gaps(&mut client, &|| began.elapsed() > Duration::from_secs(1));
-    let (beside, done) = thread::scope(|scope| {
+    let (beside, taken) = thread::scope(|scope| {
         let beside = scope.spawn(|| gaps(&mut client, &|| over.load(Ordering::Relaxed)));
-        let done = done(&mut snapshot(directory.path(), &out, &[]));
+        let taken = done(&mut snapshot(directory.path(), &out, &[]));
         over.store(true, Ordering::Relaxed);
-        (beside.join().expect("writes succeed"), done)
+        (beside.join().expect("writes succeed"), taken)
     });
     for (when, gaps) in [("before", &alone), ("beside", &beside)] {
         let (p99, longest) = (gaps[gaps.len() * 99 / 100], gaps[gaps.len() - 1]);
         println!("{when}: {} writes, 99 of 100 within {p99:?}, longest {longest:?}", gaps.len());
     }
-    let (data, copy) = (sheet.join("data"), directory.path().join("copy"));
-    let began = Instant::now();
-    tool("cp", &["--reflink=never", text(&data), text(&copy)]);
-    let copied = fs::metadata(&copy).unwrap().len() as f64 / began.elapsed().as_secs_f64();
-    let number = |name: &str| done[name].as_f64().expect("a number");
-    let exported = number("data_bytes") / number("seconds");
+    let number = |name: &str| taken[name].as_f64().expect("a number");
     let overhead = number("file_bytes") / number("data_bytes") - 1.0;
     println!(
-        "seal {} us; export {:.0} MiB/s beside that client, cp alone {:.0} MiB/s; {:.2} % larger than its data",
-        done["seal_micros"],
-        exported / 1_048_576.0,
-        copied / 1_048_576.0,
+        "seal {} us; export {:.0} MiB/s beside that client; {:.2} % larger than its data",
+        taken["seal_micros"],
+        rate(&taken),
         overhead * 100.0
     );
     assert_eq!(number("data_bytes") as u64, mib << 20);

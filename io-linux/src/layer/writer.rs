@@ -12,7 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, bail, ensure};
 use glassine_core::layer::footer::{self, Parent};
 use glassine_core::layer::index::{self, Codec, Content, Index, Run};
-use glassine_core::layer::{Hex, WINDOW_BLOCKS};
+use glassine_core::layer::{Hex, WINDOW_BLOCKS, WINDOW_BYTES};
 use glassine_core::limits::{BLOCK_BYTES, DEVICE_BYTES_MAX};
 use tempfile::NamedTempFile;
 use zstd::bulk::Compressor;
@@ -22,6 +22,8 @@ use crate::sys;
 const BLOCK: usize = BLOCK_BYTES as usize;
 /// So many bytes of frames are written by one system call.
 const RAW_BATCH_BYTES: usize = 1 << 20;
+/// So many bytes that come in one piece are written from where they are.
+const DIRECT_BYTES_MIN: usize = 256 << 10;
 /// So many bytes are compressed at a time, by all threads together.
 const ZSTD_BATCH_BYTES: usize = 8 << 20;
 /// More threads than this wait for the disk.
@@ -247,6 +249,16 @@ impl LayerWriter {
     /// Appends blocks to the frames of their windows.
     fn pack(&mut self, mut block: u64, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
+            if self.zstd.0.is_empty()
+                && block.is_multiple_of(WINDOW_BLOCKS)
+                && bytes.len() >= DIRECT_BYTES_MIN
+            {
+                let (here, rest) = bytes.split_at(bytes.len() / WINDOW_BYTES * WINDOW_BYTES);
+                self.write_windows(block / WINDOW_BLOCKS, here)?;
+                block += (here.len() / BLOCK) as u64;
+                bytes = rest;
+                continue;
+            }
             let window = block / WINDOW_BLOCKS;
             if window != self.window {
                 self.close_frame()?;
@@ -257,6 +269,19 @@ impl LayerWriter {
             self.packed.extend_from_slice(here);
             block += (here.len() / BLOCK) as u64;
             bytes = rest;
+        }
+        Ok(())
+    }
+
+    /// Writes whole windows from where they are.
+    fn write_windows(&mut self, first: u64, bytes: &[u8]) -> io::Result<()> {
+        self.close_frame()?;
+        self.write_frames()?;
+        self.file.as_file().write_all_at(bytes, self.index.frames_end())?;
+        for (window, plain) in (first..).zip(bytes.chunks_exact(WINDOW_BYTES)) {
+            let checksum = crc32c::crc32c(plain);
+            self.index.push_frame(window, WINDOW_BYTES as u32, Codec::Raw, checksum);
+            self.window = window;
         }
         Ok(())
     }
