@@ -6,6 +6,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::{Config, DeviceConfig, Listen, parse_size};
 
+pub mod layer;
+
 /// Copy-on-write block devices over NBD: a read-only template below, a thin writable sheet above.
 #[derive(Debug, Parser)]
 #[command(name = "glassine", version, after_help = EXIT_CODES)]
@@ -45,6 +47,19 @@ pub enum Command {
     Close(Close),
     /// Have a server answer what is in flight, and end, as SIGTERM does.
     Drain(Drain),
+    /// Work on sealed layers: look at them, check, merge, compare and convert them.
+    Layer(layer::Layer),
+}
+
+impl Command {
+    /// The exit code if it fails: 1, but for `layer diff`, which says by 1 that there is a difference.
+    #[must_use]
+    pub fn failure_code(&self) -> u8 {
+        match self {
+            Self::Layer(layer::Layer { command: layer::LayerCommand::Diff(_), .. }) => 2,
+            _ => 1,
+        }
+    }
 }
 
 /// Which server.
@@ -255,7 +270,8 @@ Stop it with SIGTERM or SIGINT: requests in flight are answered first. A second 
 const EXIT_CODES: &str = "Exit codes:
   0  stopped by a signal, after every request in flight was answered
   1  could not start: a file, directory, address or the configuration (the message says which);
-     or a sheet that was checked cannot be served; or a server did not do what it was told
+     or a sheet that was checked cannot be served; or a server did not do what it was told;
+     or a layer is damaged, or layers differ
   2  the command line is wrong
   3  aborted by a second signal; requests in flight were not answered";
 

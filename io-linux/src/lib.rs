@@ -31,6 +31,8 @@ pub mod device;
 pub mod driver;
 pub mod journal_files;
 pub mod layer;
+#[cfg(not(loom))]
+pub mod layer_commands;
 pub mod listener;
 pub mod mapping;
 #[cfg(all(test, loom))]

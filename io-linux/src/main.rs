@@ -15,6 +15,7 @@ use glassine::command::{self, print};
 use glassine::config::Listen;
 use glassine::control::Control;
 use glassine::device::Device;
+use glassine::layer_commands;
 use glassine::listener::Listener;
 use glassine::server::Server;
 use glassine::sync::mpsc::{Receiver, Sender, channel};
@@ -26,6 +27,8 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     start_log(cli.log);
     abort_on_panic();
+    let failure_code = cli.command.failure_code();
+    let mut code = 0;
     let outcome = match cli.command {
         Command::Serve(serve) => run(serve),
         Command::Check(arguments) => check(&arguments),
@@ -34,13 +37,17 @@ fn main() -> ExitCode {
         Command::Snapshot(arguments) => command::snapshot(&arguments),
         Command::Close(arguments) => command::close(&arguments),
         Command::Drain(arguments) => command::drain(&arguments),
+        Command::Layer(layer) => layer_commands::run(&layer).and_then(|answer| {
+            code = answer.code;
+            print(&answer.text)
+        }),
     };
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => ExitCode::from(code),
         Err(error) => {
             // Every cause on one line: what failed, and why.
             eprintln!("glassine: {error:#}");
-            ExitCode::from(1)
+            ExitCode::from(failure_code)
         }
     }
 }

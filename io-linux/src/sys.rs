@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
 
@@ -129,6 +130,26 @@ pub fn allocate(file: &File, offset: u64, length: u64) -> io::Result<()> {
     let (offset, length) = (offset as libc::off_t, length as libc::off_t);
     // SAFETY: takes no memory.
     check_int(unsafe { libc::fallocate(file.as_raw_fd(), 0, offset, length) }).map(drop)
+}
+
+/// The next bytes of a file, from a place on, that are no hole; none if there is only a hole. A file system that
+/// knows nothing of holes has none.
+pub fn next_data(file: &File, from: u64, end: u64) -> io::Result<Option<Range<u64>>> {
+    let seek = |offset: u64, whence| {
+        // SAFETY: takes no memory.
+        let found = unsafe { libc::lseek(file.as_raw_fd(), offset as libc::off_t, whence) };
+        u64::try_from(found).map_err(|_| io::Error::last_os_error())
+    };
+    let start = match seek(from, libc::SEEK_DATA) {
+        Ok(start) => start,
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => return Ok(None),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(Some(from..end)),
+        Err(error) => return Err(error),
+    };
+    if start >= end {
+        return Ok(None);
+    }
+    Ok(Some(start..seek(start, libc::SEEK_HOLE)?.min(end)))
 }
 
 /// A number that nobody can foresee.
