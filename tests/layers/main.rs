@@ -1,0 +1,6 @@
+//! `glassine layer`, through the real binary.
+
+mod chains;
+mod commands;
+mod examples;
+mod world;
