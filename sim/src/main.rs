@@ -417,16 +417,19 @@ fn crash_everywhere(operations: usize, plant: Option<Bug>) -> ExitCode {
 }
 
 fn plant(bugs: &[Bug], trials: u64, budget: u64) -> ExitCode {
-    let bugs = if bugs.is_empty() { Bug::ALL } else { bugs };
+    let named = bugs.to_vec();
+    let bugs = if named.is_empty() { planted::drawn().collect() } else { named };
     let search = Search { trials, seeds_max: budget };
-    let terminal = std::io::stderr().is_terminal();
-    let all = planted::search(bugs, search, |found| {
-        if terminal {
-            eprintln!("{}: {} of {trials}", found.bug.id(), found.seeds.len());
-        }
+    let all = planted::search(&bugs, search, |found| {
+        eprintln!("{}: {} of {trials}", found.bug.id(), found.seeds.len());
     });
     println!("{}", planted::HEAD);
     all.iter().for_each(|found| println!("{found}"));
+    if bugs.len() > 1 {
+        for (bug, finder) in planted::ELSEWHERE {
+            println!("| {} | {} | | | | {finder} |", bug.id(), bug.text());
+        }
+    }
     let missed: Vec<_> =
         all.iter().filter(|found| !found.always()).map(|found| found.bug.id()).collect();
     if missed.is_empty() {
