@@ -45,7 +45,7 @@ use rand_chacha::ChaCha8Rng;
 use tempfile::TempDir;
 
 const SIZE: usize = BLOCKS * BLOCK;
-/// The disk: room for a journal of 8 MiB and the sheet's data, twice.
+/// The disk: room for a journal of 16 MiB and the sheet's data, twice.
 const DISK: u64 = 96 << 20;
 /// One boot serves so many cuts; the last of them ends it.
 const CUTS_OF_A_BOOT: u64 = 10;
