@@ -204,7 +204,12 @@ fn a_map_says_of_every_block_whose_it_is() {
         let arguments = [&["map", world.file(DEPTH)][..], &world.parents(DEPTH)].concat();
         let report = json(&arguments, 0);
         let mut next = 0;
-        for run in report["runs"].as_array().expect("there are runs") {
+        let runs = report["runs"].as_array().expect("there are runs");
+        for pair in runs.windows(2) {
+            let what = |run: &Value| (run["is"].clone(), run["file"].clone());
+            assert_ne!(what(&pair[0]), what(&pair[1]), "runs are as long as can be");
+        }
+        for run in runs {
             let (offset, bytes) = (run["offset"].as_u64().unwrap(), run["bytes"].as_u64().unwrap());
             assert_eq!(offset, next, "runs leave nothing out");
             next = offset + bytes;

@@ -192,21 +192,22 @@ impl Chain {
 
     /// All that is not known to be zero.
     pub(super) fn runs(&self) -> Vec<Run> {
-        let mut runs = Vec::new();
-        over(&self.pieces, &self.extents, self.blocks(), &mut |blocks, upper, lower| match upper
-            .or(lower)
-        {
-            None | Some(Source::Zero) => {}
-            Some(source) => runs.push(Run { blocks, source }),
-        });
-        runs
+        let known = |(blocks, source): (Range<u64>, Option<Source>)| match source {
+            None | Some(Source::Zero) => None,
+            Some(source) => Some(Run { blocks, source }),
+        };
+        self.everything().into_iter().filter_map(known).collect()
     }
 
-    /// All blocks: what nobody has is `None`.
+    /// All blocks, as runs that are as long as can be: what nobody has is `None`.
     pub(super) fn everything(&self) -> Vec<(Range<u64>, Option<Source>)> {
-        let mut all = Vec::new();
+        let mut all: Vec<(Range<u64>, Option<Source>)> = Vec::new();
         over(&self.pieces, &self.extents, self.blocks(), &mut |blocks, upper, lower| {
-            all.push((blocks, upper.or(lower)));
+            let source = upper.or(lower);
+            match all.last_mut().filter(|(_, last)| *last == source) {
+                Some((last, _)) => last.end = blocks.end,
+                None => all.push((blocks, source)),
+            }
         });
         all
     }
