@@ -220,12 +220,15 @@ impl Picture {
     }
 }
 
-/// How high each colour of a cell is: its share, but no less than two pixels if it is there at all.
+/// How high each colour of a cell is: its share, but high enough to be seen if it is there at all.
 fn heights(cell: &[u64; KINDS]) -> [u64; KINDS] {
     let total: u64 = cell.iter().sum();
+    let kinds = cell.iter().filter(|blocks| **blocks > 0).count() as u64;
+    // All that is small takes half of the cell at most.
+    let least = (ROW_HEIGHT / (2 * kinds.max(1))).max(1);
     let share = |blocks: &u64| match blocks {
         0 => 0,
-        blocks => (blocks * ROW_HEIGHT / total).max(2),
+        blocks => (blocks * ROW_HEIGHT / total).max(least),
     };
     let mut heights = [0; KINDS];
     for (height, blocks) in heights.iter_mut().zip(cell) {
