@@ -64,6 +64,7 @@ named! {
         TrimFallsThrough = "trim-falls-through": "a trimmed block shows the template again",
         ClaimForgotten = "claim-forgotten": "a checkpoint forgets space set aside that a write under way is using",
         EdgesForgotten = "edges-forgotten": "zeroes leave out edges that were zero, though they are published later",
+        ShortKeepsPins = "short-keeps-pins": "a publish that finds too little space, and asks again, keeps the pins of its edges",
         ZeroDetectPartial = "zero-detect-partial": "a write of zeroes to a part of a block zeroes all of it",
         ZeroesRoundOutward = "zero-wipes-block": "zeroes over a part of a block zero all of it",
         DrainDrops = "drain-drops": "a drain closes before the replies in flight are out",

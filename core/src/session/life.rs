@@ -149,6 +149,10 @@ impl Session {
             Err(Conflict::Short) => {
                 overlay.release(&request.extent, &mut request.runs, grant);
                 request.grant = None;
+                if !planted(Bug::ShortKeepsPins) {
+                    // It may be refused when it asks again.
+                    self.unpin_edges(index);
+                }
                 self.admit.push_back(index);
                 return;
             }
