@@ -68,7 +68,8 @@ fn describe_export(export: &Export) -> String {
 
 fn describe(status: &Status) -> String {
     let Status { written_bytes, reserved_bytes, data_file_bytes, .. } = status;
-    let Slots { free_bytes, filling_bytes, live_bytes, displaced_bytes } = status.slots;
+    let Slots { free_bytes, filling_bytes, live_bytes, displaced_bytes, sealed_bytes } =
+        status.slots;
     let quota = match status.quota_bytes {
         Some(bytes) => format!("quota {bytes} bytes"),
         None => "no quota".to_owned(),
@@ -83,7 +84,7 @@ fn describe(status: &Status) -> String {
     };
     format!(
         "{}\n{written_bytes} bytes written, {reserved_bytes} reserved, {quota}\n\
-         data file: {data_file_bytes} bytes, of these {live_bytes} live, {displaced_bytes} displaced, \
+         data file: {data_file_bytes} bytes, of these {live_bytes} live, {displaced_bytes} displaced, {sealed_bytes} sealed, \
          {filling_bytes} being filled, {free_bytes} free\n{journal}",
         describe_export(&status.export)
     )

@@ -104,6 +104,8 @@ pub struct Slots {
     pub live_bytes: u64,
     /// Replaced, and not yet free.
     pub displaced_bytes: u64,
+    /// Named by seals only: they are free when the snapshots that need them are done.
+    pub sealed_bytes: u64,
 }
 
 /// Which export.
@@ -615,6 +617,7 @@ fn look(device: &Device) -> Status {
             filling_bytes: bytes(counts.filling),
             live_bytes: bytes(counts.live),
             displaced_bytes: bytes(counts.displaced),
+            sealed_bytes: bytes(counts.sealed),
         },
         generation,
         journal_failed,
