@@ -5,7 +5,6 @@ compile_error!("with --cfg loom there are models, and no server");
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Parser;
@@ -18,6 +17,7 @@ use glassine::device::Device;
 use glassine::layer_commands;
 use glassine::listener::Listener;
 use glassine::server::Server;
+use glassine::sync::Arc;
 use glassine::sync::mpsc::{Receiver, Sender, channel};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;

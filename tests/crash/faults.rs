@@ -20,7 +20,7 @@ const SIZE: usize = BLOCKS * BLOCK;
 const EIO: u32 = 5;
 const ENOSPC: u32 = 28;
 /// So many batches reach every fault, and some generations of the journal.
-const BATCHES: usize = 8000;
+const BATCHES: usize = 30_000;
 /// So many meet those that fail again and again.
 const FEW: usize = 300;
 

@@ -280,7 +280,7 @@ fn a_template_that_shrinks_costs_an_error_and_nothing_else() {
 #[test]
 fn a_full_disk_is_enospc_and_goes_away_with_its_cause() {
     // A journal takes its space when the sheet is made; what is left is for data.
-    for (size, mode) in [("8M", &["--ephemeral"][..]), ("17M", &[])] {
+    for (size, mode) in [("8M", &["--ephemeral"][..]), ("25M", &[])] {
         fill_a_disk(size, mode);
     }
 }

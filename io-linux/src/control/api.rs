@@ -846,7 +846,7 @@ pub(super) mod tests {
         asked.refuses(post(&json!({ "export": "b", "out": "/x" })), 404, "no export");
         let (status, answer) = ask("/long");
         assert_eq!((status, &answer["id"], &answer["state"]), (202, &json!(1), &json!("running")));
-        asked.refuses(ask("/other"), 409, "DELETE /v1/snapshots/1");
+        asked.refuses(ask("/long"), 409, "another path");
         asked.refuses(
             asked.send("POST", "/v1/close", &json!({ "export": "a" })),
             409,

@@ -1,14 +1,14 @@
 //! How far a command is, for people; and whether it is to go on.
 
 use std::io::IsTerminal;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use indicatif::{BinaryBytes, ProgressBar, ProgressStyle};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
+
+use crate::sync::{Arc, AtomicBool, Ordering};
 
 /// How often a line is printed where there is no terminal for a bar.
 const LINE_TIME: Duration = Duration::from_secs(5);
