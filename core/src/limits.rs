@@ -25,6 +25,8 @@ pub const GROWTH_SLOTS_MIN: u32 = 256;
 pub const GROWTH_SLOTS_MAX: u32 = 16 << 10;
 /// Displaced slots (or blocks of dropped map leaves) looked at in one reclaim step.
 pub const RECLAIM_SLOTS_PER_STEP: u32 = 4096;
+/// Steps that a reservation which is short of slots takes while the data file can grow.
+pub const RECLAIM_STEPS_MAX: u32 = 16;
 
 /// Size of each of a sheet's two journal segments, when it is made.
 pub const SEGMENT_BYTES: u64 = 8 << 20;

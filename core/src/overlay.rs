@@ -22,7 +22,9 @@ pub use durable::{Durable, Visible};
 use crate::error::Errno;
 use crate::journal::{Journal, Place};
 use crate::judge::{Bug, Mark, mark, planted, used};
-use crate::limits::{BLOCK_BYTES, DEVICE_BYTES_MAX, GROWTH_SLOTS_MAX, RECLAIM_SLOTS_PER_STEP};
+use crate::limits::{
+    BLOCK_BYTES, DEVICE_BYTES_MAX, GROWTH_SLOTS_MAX, RECLAIM_SLOTS_PER_STEP, RECLAIM_STEPS_MAX,
+};
 use crate::map::{Dropped, Entry, Map, SLOTS_MAX, Tally, Uniform};
 use crate::pin::{Epoch, PinCell};
 use crate::seal::{Seal, SealNumber};
@@ -731,10 +733,14 @@ impl Overlay {
     /// Whether so many slots are free, after looking for displaced ones.
     fn available(&mut self, count: u64) -> bool {
         self.reclaim();
-        // A dropped terabyte, or a seal let go, is worth more than one step when slots are short.
+        // A dropped terabyte, or a seal let go, is worth more than one step when slots are short; but no more
+        // than a few while the data file can grow instead.
+        let mut steps = if self.growth.failed { u32::MAX } else { RECLAIM_STEPS_MAX };
         while u64::from(self.slots.counts().free) < count
             && (!self.dropped.is_empty() || self.slots.is_unsealing())
+            && steps > 0
         {
+            steps -= 1;
             let before = self.slots.counts();
             self.reclaim();
             if self.slots.counts() == before && !self.slots.is_unsealing() {

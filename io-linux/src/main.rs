@@ -18,7 +18,6 @@ use glassine::layer_commands;
 use glassine::listener::Listener;
 use glassine::server::Server;
 use glassine::sync::Arc;
-use glassine::sync::mpsc::{Receiver, Sender, channel};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 use tracing_subscriber::EnvFilter;
@@ -52,20 +51,10 @@ fn main() -> ExitCode {
     }
 }
 
-/// Why a server is to end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stop {
-    /// A signal came.
-    Signal,
-    /// The control socket was told.
-    Control,
-}
-
 fn run(serve: Serve) -> anyhow::Result<()> {
     let config = serve.config()?;
     config.check()?;
-    let (stop, stopped) = channel();
-    forward_signals(stop.clone())?;
+    let signals = Signals::new(STOPS).context("cannot handle signals")?;
     let control = match &config.control {
         Some(Listen::Unix(path)) => Some(Listener::bind_private(path)?),
         Some(Listen::Tcp(_)) | None => None,
@@ -74,29 +63,19 @@ fn run(serve: Serve) -> anyhow::Result<()> {
     signal_hook::flag::register(SIGXFSZ, Arc::default()).context("cannot handle signals")?;
     let server = Server::start(&config)?;
     let start = |listener| {
-        // Once the server drains, nobody listens to this any more, and nobody need.
-        let drain = move || {
-            let _ = stop.send(Stop::Control);
-        };
-        Control::start(listener, server.shared().clone(), drain)
+        let signals = signals.handle();
+        Control::start(listener, server.shared().clone(), move || signals.close())
     };
     let control = control.map(start).transpose()?;
     announce(&server);
     if let Some(path) = &config.control {
         tracing::info!("control: glassine status --control {path}");
     }
-    wait(server, control, stopped);
-    Ok(())
+    wait(server, control, signals)
 }
 
-/// Tells of signals as they come.
-fn forward_signals(stop: Sender<Stop>) -> anyhow::Result<()> {
-    let mut signals = Signals::new([SIGTERM, SIGINT]).context("cannot handle signals")?;
-    let forward = move || signals.forever().try_for_each(|_| stop.send(Stop::Signal));
-    let named = std::thread::Builder::new().name("signals".into());
-    named.spawn(forward).context("cannot start a thread")?;
-    Ok(())
-}
+/// The signals that drain a server.
+const STOPS: [i32; 2] = [SIGTERM, SIGINT];
 
 fn check(arguments: &Check) -> anyhow::Result<()> {
     let report = check::check(&arguments.sheet, arguments.map)?;
@@ -169,15 +148,19 @@ fn connect(device: &Device, address: &Listen) -> String {
 }
 
 /// Serves until it is to stop, then drains; a second signal aborts.
-fn wait(server: Server, control: Option<Control>, stopped: Receiver<Stop>) {
-    let first = stopped.recv().expect("the thread of the signals holds the other end");
+fn wait(server: Server, control: Option<Control>, mut signals: Signals) -> anyhow::Result<()> {
+    // The control socket closes them to have the server drain.
+    let by_signal = signals.forever().next().is_some();
     tracing::info!("draining: requests in flight are answered, new connections refused");
     server.drain();
+    // Whoever drains by the control socket may send a signal to make sure.
+    let (mut signals, more) = if by_signal {
+        (signals, 0)
+    } else {
+        (Signals::new(STOPS).context("cannot handle signals")?, 1)
+    };
     std::thread::spawn(move || {
-        let mut signals = stopped.into_iter().filter(|stop| *stop == Stop::Signal);
-        // Whoever drains by the control socket may send a signal to make sure.
-        let aborts = if first == Stop::Signal { signals.next() } else { signals.nth(1) };
-        if aborts.is_some() {
+        if signals.forever().nth(more).is_some() {
             tracing::warn!("aborted by a second signal; requests in flight are not answered");
             std::process::exit(3);
         }
@@ -187,4 +170,5 @@ fn wait(server: Server, control: Option<Control>, stopped: Receiver<Stop>) {
     }
     server.join();
     tracing::info!("drained: every request in flight was answered");
+    Ok(())
 }
