@@ -15,7 +15,9 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use crate::judge::{Bug, Mark, mark, planted};
+use crate::limits::BLOCK_BYTES;
 use crate::map::{Entry, Map, Tally};
+use crate::segment::Source;
 use crate::slot::{Run, SlotId};
 
 /// A moment of a device, which stays readable until it is handed back to
@@ -44,10 +46,17 @@ impl Seal {
         self.map.tally()
     }
 
-    /// What `block` was, and up to where its neighbours were like it: alike, or in neighbouring slots.
+    /// Where the bytes of `block` are, and up to where those of its neighbours follow. What is in the template may
+    /// lie beyond its end: there it is zero.
     #[must_use]
-    pub fn run_at(&self, block: u64) -> (Range<u64>, Entry) {
-        self.map.run_at(block)
+    pub fn run_at(&self, block: u64) -> (Range<u64>, Source) {
+        let (run, entry) = self.map.run_at(block);
+        let source = match entry {
+            Entry::Slot(slot) => Source::Data { offset: slot.offset() },
+            Entry::Template => Source::Template { offset: block * u64::from(BLOCK_BYTES) },
+            Entry::Zero | Entry::ZeroProvisioned | Entry::ZeroClaimed => Source::Zero,
+        };
+        (run, source)
     }
 }
 

@@ -10,7 +10,6 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use glassine_core::map::Entry;
 use glassine_core::outbox::SendPiece;
 use glassine_core::overlay::SessionKey;
 use glassine_core::session::{Input, Output};
@@ -489,9 +488,8 @@ fn seal_against_publish() {
         let other = spawn(move || {
             let seal = sealed.overlay.lock().unwrap().seal();
             let values = [0, 600].map(|block| {
-                let (_, Entry::Slot(slot)) = seal.run_at(block) else { panic!("it was written") };
                 let mut bytes = [0; BLOCK];
-                sealed.read(Source::Data { offset: slot.offset() }, &mut bytes);
+                sealed.read(seal.run_at(block).1, &mut bytes);
                 uniform(&bytes)
             });
             assert!([[1, 1], [2, 1], [2, 2], [3, 2]].contains(&values), "one moment: {values:?}");

@@ -329,9 +329,17 @@ impl Device {
     fn unseal(&mut self, which: usize) {
         let Sealed { seal, shows } = self.seals.swap_remove(which % self.seals.len());
         for (block, shows) in (0..).zip(shows) {
-            let (run, entry) = seal.run_at(block);
+            let (run, source) = seal.run_at(block);
             assert!(run.contains(&block));
-            self.is_as(block, entry, shows);
+            let is_same = match (source, shows) {
+                (Source::Template { offset }, Shows::Template) => offset == block * BLOCK,
+                (Source::Zero, Shows::Zero | Shows::SetAside | Shows::Claimed) => true,
+                (Source::Data { offset }, Shows::Write(version)) => {
+                    self.data[(offset / BLOCK) as usize] == (version, block)
+                }
+                _ => false,
+            };
+            assert!(is_same, "block {block} of a seal is {source:?}, but must show {shows:?}");
         }
         assert_eq!(seal.blocks(), self.blocks.len() as u64);
         drop(self.overlay.unseal(seal));
@@ -415,22 +423,19 @@ impl Device {
     /// Holds some blocks of the map against the model.
     fn compare(&self, blocks: Range<u64>) {
         for block in blocks {
-            self.is_as(block, self.overlay.entry(block), self.shows(block));
+            let (entry, shows) = (self.overlay.entry(block), self.shows(block));
+            let is_same = match (entry, shows) {
+                (Entry::Template, Shows::Template)
+                | (Entry::Zero, Shows::Zero)
+                | (Entry::ZeroProvisioned, Shows::SetAside)
+                | (Entry::ZeroClaimed, Shows::Claimed) => true,
+                (Entry::Slot(slot), Shows::Write(version)) => {
+                    self.data[slot.0 as usize] == (version, block)
+                }
+                _ => false,
+            };
+            assert!(is_same, "block {block} is {entry:?}, but must show {shows:?}");
         }
-    }
-
-    fn is_as(&self, block: u64, entry: Entry, shows: Shows) {
-        let is_same = match (entry, shows) {
-            (Entry::Template, Shows::Template)
-            | (Entry::Zero, Shows::Zero)
-            | (Entry::ZeroProvisioned, Shows::SetAside)
-            | (Entry::ZeroClaimed, Shows::Claimed) => true,
-            (Entry::Slot(slot), Shows::Write(version)) => {
-                self.data[slot.0 as usize] == (version, block)
-            }
-            _ => false,
-        };
-        assert!(is_same, "block {block} is {entry:?}, but must show {shows:?}");
     }
 
     fn read(&mut self, reader: usize, bytes: Range<u64>) {

@@ -1,7 +1,7 @@
 //! `glassine layer`: what can be done with sealed layers while nobody serves them.
 //!
 //! `chain` is a layer over its parents, seen as one device, and read block by block; every command that needs
-//! the content of a device reads it there. `output` makes new files, `progress` says how far a command is, and ends it
+//! the content of a device reads it there. `output` says what was made, `progress` says how far a command is, and ends it
 //! when it is interrupted. The others are a command each.
 
 use std::fmt;

@@ -28,6 +28,8 @@ pub mod control;
 mod copy;
 pub mod data_file;
 pub mod device;
+#[cfg(test)]
+mod draw;
 pub mod driver;
 pub mod journal_files;
 pub mod layer;
@@ -37,6 +39,7 @@ pub mod listener;
 pub mod mapping;
 #[cfg(all(test, loom))]
 mod models;
+pub mod new_file;
 pub mod pool;
 pub mod router;
 pub mod server;

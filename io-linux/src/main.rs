@@ -71,7 +71,8 @@ fn run(serve: Serve) -> anyhow::Result<()> {
     if let Some(path) = &config.control {
         tracing::info!("control: glassine status --control {path}");
     }
-    wait(server, control, signals)
+    wait(server, control, signals);
+    Ok(())
 }
 
 /// The signals that drain a server.
@@ -148,21 +149,23 @@ fn connect(device: &Device, address: &Listen) -> String {
 }
 
 /// Serves until it is to stop, then drains; a second signal aborts.
-fn wait(server: Server, control: Option<Control>, mut signals: Signals) -> anyhow::Result<()> {
+fn wait(server: Server, control: Option<Control>, mut signals: Signals) {
     // The control socket closes them to have the server drain.
     let by_signal = signals.forever().next().is_some();
     tracing::info!("draining: requests in flight are answered, new connections refused");
     server.drain();
-    // Whoever drains by the control socket may send a signal to make sure.
-    let (mut signals, more) = if by_signal {
-        (signals, 0)
-    } else {
-        (Signals::new(STOPS).context("cannot handle signals")?, 1)
-    };
+    // Whoever drains by the control socket may send a signal to make sure: that is the first one.
+    let mut left = 2 - usize::from(by_signal);
     std::thread::spawn(move || {
-        if signals.forever().nth(more).is_some() {
-            tracing::warn!("aborted by a second signal; requests in flight are not answered");
-            std::process::exit(3);
+        loop {
+            left -= signals.forever().take(left).count();
+            if left == 0 {
+                tracing::warn!("aborted by a second signal; requests in flight are not answered");
+                std::process::exit(3);
+            }
+            // They were closed, once and for all.
+            let Ok(again) = Signals::new(STOPS) else { return };
+            signals = again;
         }
     });
     if let Some(control) = control {
@@ -170,5 +173,4 @@ fn wait(server: Server, control: Option<Control>, mut signals: Signals) -> anyho
     }
     server.join();
     tracing::info!("drained: every request in flight was answered");
-    Ok(())
 }

@@ -8,9 +8,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, ensure};
-use glassine_core::map::Entry;
 use glassine_core::overlay::SessionKey;
-use glassine_core::{Errno, Overlay, Seal};
+use glassine_core::{Errno, Overlay, Seal, Source};
 
 use crate::device::Device;
 use crate::layer::{About, Hex, LayerSummary, LayerWriter};
@@ -92,7 +91,7 @@ pub fn take(
     let asked = Instant::now();
     let held = Held::take(device, storage);
     let seal_micros = asked.elapsed().as_micros() as u64;
-    let summary = export(&held, writer, about.parent.is_some(), progress)?;
+    let summary = export(&held, writer, progress)?;
     drop(held);
     let LayerSummary { id, data_blocks, zero_blocks, file_bytes } = summary;
     Ok(Done {
@@ -188,12 +187,11 @@ impl Chunk {
     }
 }
 
-/// Writes what a seal shows to a layer: the blocks that are in slots, and those that are zero over a parent. One thread
-/// reads, another one writes.
+/// Writes what a seal shows to a layer: the blocks that are in slots, and those that are zero. One thread reads,
+/// another one writes.
 fn export(
     held: &Held<'_>,
     mut writer: LayerWriter,
-    has_parent: bool,
     progress: &Progress,
 ) -> anyhow::Result<LayerSummary> {
     progress.total_bytes.store(held.seal().tally().slots * BLOCK, Ordering::Relaxed);
@@ -202,7 +200,7 @@ fn export(
     thread::scope(|scope| {
         scope.spawn(move || {
             sys::lower_priority();
-            if let Err(error) = read(held, has_parent, progress, &full, &used) {
+            if let Err(error) = read(held, progress, &full, &used) {
                 // Whoever does not wait for it has an error of its own.
                 let _ = full.send(Err(error));
             }
@@ -232,7 +230,6 @@ fn export(
 /// Reads what a seal shows, until nobody takes it any more.
 fn read(
     held: &Held<'_>,
-    has_parent: bool,
     progress: &Progress,
     full: &SyncSender<anyhow::Result<Chunk>>,
     used: &Receiver<Chunk>,
@@ -242,19 +239,18 @@ fn read(
     let mut block = 0;
     while block < seal.blocks() {
         ensure!(!progress.cancelled.load(Ordering::Relaxed), "the snapshot was cancelled");
-        let (run, entry) = seal.run_at(block);
+        let (run, source) = seal.run_at(block);
         block = run.end;
-        match entry {
-            Entry::Zero | Entry::ZeroProvisioned | Entry::ZeroClaimed if has_parent => {
-                chunk.parts.push(Part::Zero(run));
-            }
-            Entry::Template | Entry::Zero | Entry::ZeroProvisioned | Entry::ZeroClaimed => {}
-            Entry::Slot(slot) => {
+        match source {
+            // As in the parent.
+            Source::Template { .. } => {}
+            Source::Zero => chunk.parts.push(Part::Zero(run)),
+            Source::Data { offset } => {
                 let room = (CHUNK_BYTES - chunk.bytes.len()) as u64 / BLOCK;
                 block = run.end.min(run.start + room);
                 let bytes = chunk.add(run.start..block);
-                held.device.data().read(bytes, slot.offset()).map_err(|error| {
-                    anyhow!("cannot read the sheet at byte {}: {error:?}", slot.offset())
+                held.device.data().read(bytes, offset).map_err(|error| {
+                    anyhow!("cannot read the sheet at byte {offset}: {error:?}")
                 })?;
             }
         }

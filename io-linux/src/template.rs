@@ -133,10 +133,7 @@ impl Template {
     #[must_use]
     pub fn as_parent(&self) -> Parent {
         let kind = if self.composed.is_some() { ParentKind::Layer } else { ParentKind::Image };
-        let name = self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        // It is a hint: a name that cannot be noted is left out.
-        let name = if layer::is_file_name(name) { name } else { "" };
-        Parent { kind, id: self.fingerprint, bytes: self.bytes, name: name.to_owned() }
+        layer::parent(kind, self.fingerprint, self.bytes, &self.path)
     }
 
     /// How many layers it is made of, and what they have; nothing for an image.

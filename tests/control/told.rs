@@ -224,6 +224,32 @@ fn a_signal_after_a_drain_is_the_first_one() {
 }
 
 #[test]
+fn a_second_signal_aborts_whatever_the_socket_said_before() {
+    for drains in [["drain", "signal"], ["signal", "drain"]] {
+        let (mut server, socket, _) = two();
+        let _glutton = glutton(&server, "");
+        for drain in drains {
+            match drain {
+                // Behind a signal the socket is gone, or about to go.
+                "drain" => assert!(ask_to_drain(&socket).status.success() || drains[0] == "signal"),
+                _ => server.signal(libc::SIGTERM),
+            }
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        server.signal(libc::SIGTERM);
+        let status = server.wait(Duration::from_secs(3));
+        assert_eq!(status.code(), Some(3), "{drains:?}: {}", server.log());
+    }
+}
+
+fn ask_to_drain(socket: &Path) -> std::process::Output {
+    let control = format!("unix:{}", socket.display());
+    let mut command = Command::new("timeout");
+    command.arg("20").arg(glassine()).args(["drain", "--control", &control]);
+    command.output().expect("coreutils are installed")
+}
+
+#[test]
 fn a_snapshot_that_cannot_be_says_why_and_exits_with_1() {
     let (server, socket, _) = two();
     let control = format!("unix:{}", socket.display());

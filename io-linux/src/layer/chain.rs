@@ -1,4 +1,5 @@
-//! A layer and everything below it: finds the parents, and believes none that is not the right one.
+//! A layer and everything below it: finds the parents, and believes none that is not the right one; and reads what
+//! they make together.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
@@ -6,13 +7,15 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use glassine_core::layer::Hex;
 use glassine_core::layer::footer::{self, FOOTER_BYTES, Parent, ParentKind};
-use glassine_core::layer::stack::DEPTH_MAX;
+use glassine_core::layer::stack::{DEPTH_MAX, Origin, Stack};
+use glassine_core::layer::{Hex, WINDOW_BLOCKS, WINDOW_BYTES};
+use glassine_core::limits::BLOCK_BYTES;
 
 use super::LayerReader;
 use crate::template::fingerprint;
 
+const BLOCK: usize = BLOCK_BYTES as usize;
 /// Layers are found by this ending, where their name does not help.
 const ENDING: &str = "glass";
 
@@ -25,6 +28,54 @@ pub struct Base {
     pub file: File,
     /// Its size to the byte.
     pub bytes: u64,
+}
+
+impl Base {
+    /// Reads from a place on; what lies beyond its end is left as it is.
+    pub fn read(&self, into: &mut [u8], offset: u64) -> anyhow::Result<()> {
+        let there = self.bytes.saturating_sub(offset).min(into.len() as u64) as usize;
+        self.file.read_exact_at(&mut into[..there], offset).with_context(|| {
+            let shown = self.path.display();
+            format!("cannot read {there} bytes at byte {offset} of {shown}; it must not change while it is used: restore it")
+        })
+    }
+}
+
+/// Reads a window of some layers, the lowest first, over a raw image or nothing. `stack` is that of the layers, and
+/// `bytes` are zero before.
+pub fn read_window(
+    layers: &[LayerReader],
+    stack: &Stack,
+    base: Option<&Base>,
+    window: u64,
+    bytes: &mut [u8; WINDOW_BYTES],
+) -> anyhow::Result<()> {
+    let mut inherited = u16::MAX;
+    // A frame is read once, however its blocks lie.
+    let mut parts: Vec<(u16, u16)> = Vec::new();
+    for (origin, blocks) in stack.window(window) {
+        inherited &= !blocks;
+        if let Origin::Layer(layer) = origin {
+            match parts.iter_mut().find(|part| part.0 == layer) {
+                Some(part) => part.1 |= blocks,
+                None => parts.push((layer, blocks)),
+            }
+        }
+    }
+    for (layer, blocks) in parts {
+        layers[usize::from(layer)].read_blocks(window, blocks, bytes)?;
+    }
+    let Some(base) = base else { return Ok(()) };
+    let all = 0..WINDOW_BLOCKS as usize;
+    let shows = |position: &usize| inherited & 1 << position != 0;
+    let mut start = 0;
+    while let Some(from) = (start..all.end).find(shows) {
+        let end = (from..all.end).find(|at| !shows(at)).unwrap_or(all.end);
+        let offset = window * WINDOW_BYTES as u64 + (from * BLOCK) as u64;
+        base.read(&mut bytes[from * BLOCK..end * BLOCK], offset)?;
+        start = end;
+    }
+    Ok(())
 }
 
 /// A layer and all of its parents. There are no cycles: an identity covers that of the parent.

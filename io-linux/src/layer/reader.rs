@@ -3,12 +3,12 @@
 use std::cell::RefCell;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, ensure};
-use glassine_core::layer::footer::{self, FOOTER_BYTES, Footer, SUFFIX_BYTES};
-use glassine_core::layer::index::{self, Codec, Frame, Index, Window};
+use glassine_core::layer::footer::{self, FOOTER_BYTES, Footer, Parent, ParentKind, SUFFIX_BYTES};
+use glassine_core::layer::index::{self, Codec, Frame, Index};
 use glassine_core::layer::{Damage, Fault, WINDOW_BYTES};
 use glassine_core::limits::BLOCK_BYTES;
 use zstd::bulk::Decompressor;
@@ -20,7 +20,6 @@ const BLOCK: usize = BLOCK_BYTES as usize;
 pub struct LayerReader {
     path: PathBuf,
     file: File,
-    inode: (u64, u64),
     footer: Footer,
     index: Index,
     note: Vec<u8>,
@@ -51,8 +50,7 @@ impl LayerReader {
             .map_err(|damage| {
                 anyhow!("{shown} cannot be used as a layer: {damage}; {}", advice(damage.fault))
             })?;
-        let inode = (metadata.dev(), metadata.ino());
-        Ok(Self { path: path.to_owned(), file, inode, footer, index, note, id })
+        Ok(Self { path: path.to_owned(), file, footer, index, note, id })
     }
 
     /// Where it was opened.
@@ -61,16 +59,16 @@ impl LayerReader {
         &self.path
     }
 
-    /// Device and inode: two paths to one file are one layer.
-    #[must_use]
-    pub fn inode(&self) -> (u64, u64) {
-        self.inode
-    }
-
     /// What it is known by.
     #[must_use]
     pub fn id(&self) -> [u8; 32] {
         self.id
+    }
+
+    /// What a layer over it has to say of it.
+    #[must_use]
+    pub fn as_parent(&self) -> Parent {
+        super::parent(ParentKind::Layer, self.id, self.footer.size_bytes, &self.path)
     }
 
     /// What it says of itself: its size, its parent, and how much it has.
@@ -89,23 +87,6 @@ impl LayerReader {
     #[must_use]
     pub fn note(&self) -> &[u8] {
         &self.note
-    }
-
-    /// Reads a window: the blocks that are data or zero. Those that are in neither mask of the answer stay as
-    /// they are in `into`, and so do all if there is an error.
-    pub fn read_window(
-        &self,
-        window: u64,
-        into: &mut [u8; WINDOW_BYTES],
-    ) -> anyhow::Result<Window> {
-        let found = self.index.window(window);
-        self.read_blocks(window, found.data, into)?;
-        for (block, bytes) in into.chunks_exact_mut(BLOCK).enumerate() {
-            if found.zero & 1 << block != 0 {
-                bytes.fill(0);
-            }
-        }
-        Ok(found)
     }
 
     /// Reads some data blocks of a window, and leaves the others as they are.

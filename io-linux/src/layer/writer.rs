@@ -1,11 +1,10 @@
 //! Makes a layer, front to back, under a name of its own until it is complete.
 
-use std::fs::{File, Permissions};
 use std::io;
 use std::num::NonZero;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -14,9 +13,9 @@ use glassine_core::layer::footer::{self, Parent};
 use glassine_core::layer::index::{self, Codec, Content, Index, Run};
 use glassine_core::layer::{Hex, WINDOW_BLOCKS, WINDOW_BYTES};
 use glassine_core::limits::{BLOCK_BYTES, DEVICE_BYTES_MAX};
-use tempfile::NamedTempFile;
 use zstd::bulk::Compressor;
 
+use crate::new_file::NewFile;
 use crate::sys;
 
 const BLOCK: usize = BLOCK_BYTES as usize;
@@ -58,8 +57,7 @@ pub struct LayerSummary {
 /// gone if that is never called.
 #[derive(Debug)]
 pub struct LayerWriter {
-    out: PathBuf,
-    file: NamedTempFile,
+    file: NewFile,
     about: index::About,
     /// The frames that are in the file, and all runs.
     index: Index,
@@ -114,30 +112,13 @@ impl LayerWriter {
                 parent.name
             );
         }
-        // It is asked again at the end; but who would work for nothing?
-        ensure!(!out.exists(), "{shown} exists, and a layer is never replaced; give another name");
-        let (Some(name), parent) = (out.file_name(), directory(out)) else {
-            bail!("{shown} is no name for a file; give one");
-        };
-        let mut prefix = name.to_owned();
-        prefix.push(".");
-        let file = tempfile::Builder::new()
-            .prefix(&prefix)
-            .suffix(".new")
-            .permissions(Permissions::from_mode(0o666))
-            .tempfile_in(parent)
-            .with_context(|| {
-                format!(
-                    "cannot make a file beside {shown}; its directory must be there and writable"
-                )
-            })?;
-        file.as_file()
+        let file = NewFile::create(out)?;
+        file.file()
             .write_all_at(&footer::header(), 0)
             .with_context(|| format!("cannot write {shown}"))?;
         let number = [sys::random(), sys::random()].map(|half| half.map(u64::to_le_bytes));
         let [Ok(low), Ok(high)] = number else { bail!("the system has no random numbers") };
         Ok(Self {
-            out: out.to_owned(),
             file,
             about: index::About {
                 number: [low, high].concat().try_into().expect("sixteen bytes"),
@@ -159,10 +140,16 @@ impl LayerWriter {
     pub fn zero(&mut self, blocks: Range<u64>) -> anyhow::Result<()> {
         self.advance(&blocks)?;
         if !blocks.is_empty() {
-            let count = blocks.end - blocks.start;
-            self.index.push(Run { block: blocks.start, count, content: Content::Zero });
+            self.note_zero(blocks.start, blocks.end - blocks.start);
         }
         Ok(())
+    }
+
+    /// Without a parent, what is not there is zero.
+    fn note_zero(&mut self, block: u64, count: u64) {
+        if self.about.parent.is_some() {
+            self.index.push(Run { block, count, content: Content::Zero });
+        }
     }
 
     /// These are the bytes of some blocks, all of each. Blocks that are all zero are noted as such. What lies
@@ -183,13 +170,14 @@ impl LayerWriter {
             outcome = self.append(blocks.end - 1, &block);
         }
         self.is_broken |= outcome.is_err();
-        outcome
-            .with_context(|| format!("cannot write {}; nothing is left of it", self.out.display()))
+        outcome.with_context(|| {
+            format!("cannot write {}; nothing is left of it", self.file.out().display())
+        })
     }
 
     /// Writes what is left, makes it durable, and gives the file its name.
     pub fn finish(mut self) -> anyhow::Result<LayerSummary> {
-        let shown = self.out.display().to_string();
+        let shown = self.file.out().display().to_string();
         ensure!(!self.is_broken, "{shown} cannot be finished: something of it is missing");
         let (tail, footer, id) = self
             .close_frame()
@@ -197,16 +185,9 @@ impl LayerWriter {
             .map_err(anyhow::Error::from)
             .and_then(|()| Ok(self.index.seal(&self.about)?))
             .with_context(|| format!("cannot write {shown}"))?;
-        let file = self.file.as_file();
-        file.write_all_at(&tail, self.index.frames_end())
-            .and_then(|()| file.sync_all())
-            .with_context(|| format!("cannot write {shown}"))?;
-        self.file.persist_noclobber(&self.out).map_err(|error| error.error).with_context(|| {
-            format!("cannot give {shown} its name; a layer is never replaced: give another one")
-        })?;
-        File::open(directory(&self.out))
-            .and_then(|directory| directory.sync_all())
-            .with_context(|| format!("cannot sync the directory of {shown}"))?;
+        let written = self.file.file().write_all_at(&tail, self.index.frames_end());
+        written.with_context(|| format!("cannot write {shown}"))?;
+        self.file.finish()?;
         let (data_blocks, zero_blocks) = (footer.data_blocks, footer.zero_blocks);
         tracing::debug!(layer = %shown, id = %Hex(&id), data_blocks, zero_blocks, "sealed");
         Ok(LayerSummary { id, data_blocks, zero_blocks, file_bytes: footer.file_bytes() })
@@ -228,20 +209,16 @@ impl LayerWriter {
 
     /// Appends blocks, as runs that are zero or not.
     fn append(&mut self, first: u64, bytes: &[u8]) -> io::Result<()> {
-        const ZEROES: [u8; BLOCK] = [0; BLOCK];
-        let is_zero = |block: usize| bytes[block * BLOCK..][..BLOCK] == ZEROES;
-        let blocks = bytes.len() / BLOCK;
-        let mut start = 0;
-        while start < blocks {
-            let zero = is_zero(start);
-            let end = (start + 1..blocks).find(|block| is_zero(*block) != zero).unwrap_or(blocks);
-            let (block, count) = (first + start as u64, (end - start) as u64);
-            let content = if zero { Content::Zero } else { Content::Data };
-            self.index.push(Run { block, count, content });
-            if !zero {
-                self.pack(block, &bytes[start * BLOCK..end * BLOCK])?;
+        let mut block = first;
+        for run in alike(bytes) {
+            let count = (run.bytes.len() / BLOCK) as u64;
+            if run.is_zero {
+                self.note_zero(block, count);
+            } else {
+                self.index.push(Run { block, count, content: Content::Data });
+                self.pack(block, run.bytes)?;
             }
-            start = end;
+            block += count;
         }
         Ok(())
     }
@@ -277,7 +254,7 @@ impl LayerWriter {
     fn write_windows(&mut self, first: u64, bytes: &[u8]) -> io::Result<()> {
         self.close_frame()?;
         self.write_frames()?;
-        self.file.as_file().write_all_at(bytes, self.index.frames_end())?;
+        self.file.file().write_all_at(bytes, self.index.frames_end())?;
         for (window, plain) in (first..).zip(bytes.chunks_exact(WINDOW_BYTES)) {
             let checksum = crc32c::crc32c(plain);
             self.index.push_frame(window, WINDOW_BYTES as u32, Codec::Raw, checksum);
@@ -315,7 +292,7 @@ impl LayerWriter {
             all = each.collect::<Vec<_>>().concat();
             &all
         };
-        self.file.as_file().write_all_at(bytes, self.index.frames_end())?;
+        self.file.file().write_all_at(bytes, self.index.frames_end())?;
         for ((window, _), (stored, plain)) in self.pending.iter().zip(stored.iter().zip(&plain)) {
             let (codec, length) = match &stored.bytes {
                 Some(bytes) => (Codec::Zstd, bytes.len()),
@@ -376,16 +353,31 @@ fn compress(compressor: &mut Compressor<'_>, plain: &[u8]) -> io::Result<Stored>
     Ok(Stored { checksum: crc32c::crc32c(plain), bytes: pays.then_some(bytes) })
 }
 
+/// Whole blocks that are all zero, or all not.
+pub struct Alike<'a> {
+    /// Their bytes.
+    pub bytes: &'a [u8],
+    /// Whether that is what they are.
+    pub is_zero: bool,
+}
+
+/// Cuts bytes into runs of blocks that are zero, and such that are not. The last block may be cut short.
+pub fn alike(bytes: &[u8]) -> impl Iterator<Item = Alike<'_>> {
+    const ZEROES: [u8; BLOCK] = [0; BLOCK];
+    let is_zero = |block: &[u8]| *block == ZEROES[..block.len()];
+    let mut rest = bytes;
+    std::iter::from_fn(move || {
+        let zero = is_zero(rest.chunks(BLOCK).next()?);
+        let blocks = rest.chunks(BLOCK).take_while(|block| is_zero(block) == zero);
+        let (bytes, behind) = rest.split_at(blocks.map(<[u8]>::len).sum());
+        rest = behind;
+        Some(Alike { bytes, is_zero: zero })
+    })
+}
+
 /// Who made the layer, and when.
 fn note() -> Vec<u8> {
     let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
     let creator = concat!("glassine ", env!("CARGO_PKG_VERSION"));
     serde_json::json!({ "creator": creator, "created": time }).to_string().into_bytes()
-}
-
-fn directory(out: &Path) -> &Path {
-    match out.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    }
 }

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
@@ -10,6 +10,7 @@ use glassine_core::layer::stack::{DEPTH_MAX, Origin, Piece, Stack};
 use glassine_core::limits::BLOCK_BYTES;
 
 use super::printable;
+use crate::layer::chain::{Base as Image, read_window};
 use crate::layer::{
     Content, Hex, Index, LayerReader, Parent, ParentKind, WINDOW_BLOCKS, WINDOW_BYTES, is_layer,
 };
@@ -39,12 +40,10 @@ pub(super) struct Run {
 /// The raw image at the end of a chain.
 #[derive(Debug)]
 pub(super) struct Base {
-    path: PathBuf,
-    file: File,
-    bytes: u64,
+    image: Image,
     inode: (u64, u64),
-    /// By what layers know it.
-    fingerprint: [u8; 32],
+    /// How a layer names it as its parent.
+    as_parent: Parent,
 }
 
 /// A layer with its parents, as far as they are known; or a raw image; or nothing, which is zero.
@@ -57,7 +56,7 @@ pub(super) struct Chain {
     /// What has not been given of what is below, in words.
     missing: Option<String>,
     /// What the layers have; what none of them has is as in the base.
-    pieces: Vec<Run>,
+    stack: Stack,
     /// What is no hole in the base.
     extents: Vec<Run>,
 }
@@ -75,7 +74,7 @@ impl Chain {
         let top = open_part(top)?;
         let size_bytes = match &top {
             Part::Layer(layer) => layer.footer().size_bytes,
-            Part::Base(base) => base.bytes,
+            Part::Base(base) => base.image.bytes,
         };
         Self::collect(Some(top), size_bytes, None, parents)
     }
@@ -91,7 +90,7 @@ impl Chain {
     /// Layers that lie upon each other, the lowest first, without what is below them.
     pub(super) fn of_layers(layers: Vec<LayerReader>) -> anyhow::Result<Self> {
         for pair in layers.windows(2) {
-            check_parent(&pair[1], &layer_as_parent(&pair[0]), pair[0].path())?;
+            check_parent(&pair[1], &pair[0].as_parent(), pair[0].path())?;
         }
         let size_bytes = layers.last().map_or(0, |top| top.footer().size_bytes);
         Self::new(layers, None, size_bytes, None)
@@ -112,13 +111,13 @@ impl Chain {
         for path in parents {
             let shown = path.display();
             if let Some(base) = &base {
-                let image = base.path.display();
+                let image = base.path().display();
                 bail!("{image} is a raw image, with nothing below it; leave {shown} out");
             }
             let above = layers.last().or(below).expect("a parent is below something");
             match open_part(path)? {
                 Part::Layer(layer) => {
-                    check_parent(above, &layer_as_parent(&layer), path)?;
+                    check_parent(above, &layer.as_parent(), path)?;
                     layers.push(*layer);
                 }
                 Part::Base(image) => {
@@ -145,16 +144,9 @@ impl Chain {
             layers.len()
         );
         let indexes: Vec<&Index> = layers.iter().map(LayerReader::index).collect();
-        let run = |piece: &Piece| Run {
-            blocks: piece.block..piece.end(),
-            source: match piece.origin {
-                Origin::Layer(layer) => Source::Layer(layer),
-                Origin::Zero => Source::Zero,
-            },
-        };
-        let pieces = Stack::new(&indexes).pieces().iter().map(run).collect();
+        let stack = Stack::new(&indexes);
         let extents = base.as_ref().map(Base::extents).transpose()?.unwrap_or_default();
-        Ok(Self { layers, base, size_bytes, missing, pieces, extents })
+        Ok(Self { layers, base, size_bytes, missing, stack, extents })
     }
 
     /// An error if something below it has not been given.
@@ -202,7 +194,15 @@ impl Chain {
     /// All blocks, as runs that are as long as can be: what nobody has is `None`.
     pub(super) fn everything(&self) -> Vec<(Range<u64>, Option<Source>)> {
         let mut all: Vec<(Range<u64>, Option<Source>)> = Vec::new();
-        over(&self.pieces, &self.extents, self.blocks(), &mut |blocks, upper, lower| {
+        let run = |piece: &Piece| Run {
+            blocks: piece.block..piece.end(),
+            source: match piece.origin {
+                Origin::Layer(layer) => Source::Layer(layer),
+                Origin::Zero => Source::Zero,
+            },
+        };
+        let pieces: Vec<Run> = self.stack.pieces().iter().map(run).collect();
+        over(&pieces, &self.extents, self.blocks(), &mut |blocks, upper, lower| {
             let source = upper.or(lower);
             match all.last_mut().filter(|(_, last)| *last == source) {
                 Some((last, _)) => last.end = blocks.end,
@@ -214,8 +214,7 @@ impl Chain {
 
     /// Where one reads what a block of it is.
     pub(super) fn cursor(&self) -> Cursor<'_> {
-        let (runs, bytes) = (self.runs(), Box::new([0; WINDOW_BYTES]));
-        Cursor { chain: self, runs, window: None, bytes }
+        Cursor { chain: self, window: None, bytes: Box::new([0; WINDOW_BYTES]) }
     }
 
     /// Whether two sources, of this chain and of another one, are the same bytes.
@@ -253,7 +252,6 @@ impl Chain {
 #[derive(Debug)]
 pub(super) struct Cursor<'a> {
     chain: &'a Chain,
-    runs: Vec<Run>,
     /// What is in `bytes`.
     window: Option<u64>,
     bytes: Box<[u8; WINDOW_BYTES]>,
@@ -274,34 +272,9 @@ impl Cursor<'_> {
 
     fn load(&mut self, window: u64) -> anyhow::Result<()> {
         self.bytes.fill(0);
-        let whole = window * WINDOW_BLOCKS..(window + 1) * WINDOW_BLOCKS;
-        let first = self.runs.partition_point(|run| run.blocks.end <= whole.start);
-        let runs = self.runs[first..].iter().take_while(|run| run.blocks.start < whole.end);
-        // Each layer once: a frame is decoded as a whole.
-        let mut wanted: Vec<(u16, u16)> = Vec::new();
-        for run in runs {
-            let start = run.blocks.start.max(whole.start) - whole.start;
-            let end = run.blocks.end.min(whole.end) - whole.start;
-            match run.source {
-                Source::Layer(layer) => {
-                    let mask = (((1u32 << end) - 1) & !((1u32 << start) - 1)) as u16;
-                    match wanted.iter_mut().find(|(other, _)| *other == layer) {
-                        Some((_, blocks)) => *blocks |= mask,
-                        None => wanted.push((layer, mask)),
-                    }
-                }
-                Source::Base => {
-                    let base = self.chain.base.as_ref().expect("it has what is in it");
-                    let into = &mut self.bytes[(start * BLOCK) as usize..(end * BLOCK) as usize];
-                    base.read(into, (whole.start + start) * BLOCK)?;
-                }
-                Source::Zero => {}
-            }
-        }
-        for (layer, blocks) in wanted {
-            self.chain.layers[usize::from(layer)].read_blocks(window, blocks, &mut self.bytes)?;
-        }
-        Ok(())
+        let Chain { layers, stack, base, .. } = self.chain;
+        let image = base.as_ref().map(|base| &base.image);
+        read_window(layers, stack, image, window, &mut self.bytes)
     }
 }
 
@@ -311,33 +284,28 @@ impl Base {
         let template = Template::open(path, &[])?;
         let file = File::open(path)
             .with_context(|| format!("cannot open {}; name a readable image", path.display()))?;
-        Ok(Self {
-            path: path.to_owned(),
-            file,
-            bytes: template.bytes(),
-            inode: template.identity(),
-            fingerprint: template.fingerprint(),
-        })
+        let image = Image { path: path.to_owned(), file, bytes: template.bytes() };
+        Ok(Self { image, inode: template.identity(), as_parent: template.as_parent() })
     }
 
     /// Where it was opened.
     pub(super) fn path(&self) -> &Path {
-        &self.path
+        &self.image.path
     }
 
     /// How a layer names it as its parent.
     pub(super) fn as_parent(&self) -> Parent {
-        let (kind, name) = (ParentKind::Image, parent_name(&self.path));
-        Parent { kind, id: self.fingerprint, bytes: self.bytes, name }
+        self.as_parent.clone()
     }
 
     /// Which of its blocks are no holes.
     fn extents(&self) -> anyhow::Result<Vec<Run>> {
         let mut runs: Vec<Run> = Vec::new();
         let mut from = 0;
-        while from < self.bytes {
-            let found = sys::next_data(&self.file, from, self.bytes).with_context(|| {
-                format!("cannot look for holes in {} at byte {from}", self.path.display())
+        let Image { path, file, bytes } = &self.image;
+        while from < *bytes {
+            let found = sys::next_data(file, from, *bytes).with_context(|| {
+                format!("cannot look for holes in {} at byte {from}", path.display())
             })?;
             let Some(data) = found else { break };
             // Whoever lengthens it meanwhile must not keep us here.
@@ -350,24 +318,6 @@ impl Base {
         }
         Ok(runs)
     }
-
-    /// Reads from a place on; what lies beyond the end is left as it is.
-    fn read(&self, into: &mut [u8], offset: u64) -> anyhow::Result<()> {
-        let there = self.bytes.saturating_sub(offset).min(into.len() as u64) as usize;
-        self.file.read_exact_at(&mut into[..there], offset).with_context(|| {
-            format!(
-                "cannot read {there} bytes at byte {offset} of {}; it must not change meanwhile",
-                self.path.display()
-            )
-        })
-    }
-}
-
-/// How a layer names another one as its parent.
-pub(super) fn layer_as_parent(layer: &LayerReader) -> Parent {
-    let (kind, bytes, name) =
-        (ParentKind::Layer, layer.footer().size_bytes, parent_name(layer.path()));
-    Parent { kind, id: layer.id(), bytes, name }
 }
 
 /// A layer: nothing else will do.
@@ -491,10 +441,4 @@ pub(super) fn describe(parent: &Parent) -> String {
         ParentKind::Layer => "a layer",
     };
     format!("{kind} of {} bytes, identity {}", parent.bytes, Hex(&parent.id))
-}
-
-/// The name of a file, if it can be noted.
-fn parent_name(path: &Path) -> String {
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    name.to_owned()
 }

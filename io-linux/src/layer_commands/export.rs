@@ -7,10 +7,11 @@ use glassine_core::limits::BLOCK_BYTES;
 use serde::Serialize;
 
 use super::chain::{Chain, by_windows};
-use super::output::{NewFile, alike, refuse_existing};
 use super::progress::Progress;
 use super::{name, printable, text};
 use crate::cli::layer::Export;
+use crate::layer::alike;
+use crate::new_file::{NewFile, refuse_existing};
 
 /// What was made.
 #[derive(Debug, Serialize)]

@@ -11,11 +11,12 @@ use anyhow::{Context, bail, ensure};
 use tempfile::NamedTempFile;
 
 use super::chain::Chain;
-use super::output::{NewLayer, NewLayerReport, refuse_existing, temporary};
+use super::output::NewLayerReport;
 use super::progress::Progress;
 use super::{merge, name};
 use crate::cli::layer::Import;
-use crate::layer::About;
+use crate::layer::{About, LayerWriter};
+use crate::new_file::{refuse_existing, temporary};
 
 const QCOW2: [u8; 4] = *b"QFI\xfb";
 /// How often it is looked whether qemu-img is done.
@@ -36,9 +37,9 @@ pub(super) fn import(
     }
     let about =
         About { virtual_bytes: chain.size_bytes(), parent: None, compress: compress.level() };
-    let mut new = NewLayer::create(out, &about)?;
+    let mut new = LayerWriter::create(out, &about)?;
     merge::write(&chain, &mut new, &format!("importing {}", name(image)), progress)?;
-    new.finish()
+    Ok(NewLayerReport::new(out, &new.finish()?))
 }
 
 /// An error for an image that is not what its bytes are: they would be taken for those of a disk.

@@ -7,10 +7,11 @@ use glassine_core::limits::BLOCK_BYTES;
 use serde::Serialize;
 
 use super::chain::{Chain, Source, open_layer};
-use super::output::{NewFile, refuse_existing};
+use super::output::write_file;
 use super::picture::{self, Kind, Legend, Picture};
 use super::{name, printable, text};
 use crate::cli::layer::Map;
+use crate::new_file::refuse_existing;
 
 /// Where every block is.
 #[derive(Debug, Serialize)]
@@ -61,10 +62,10 @@ pub(super) fn map(arguments: &Map) -> anyhow::Result<Report> {
     if arguments.svg.is_some() || arguments.png.is_some() {
         let picture = picture(&chain);
         if let Some(out) = &arguments.svg {
-            NewFile::write(out, picture::svg(&picture)?.as_bytes())?;
+            write_file(out, picture::svg(&picture)?.as_bytes())?;
         }
         if let Some(out) = &arguments.png {
-            NewFile::write(out, &picture::png(&picture)?)?;
+            write_file(out, &picture::png(&picture)?)?;
         }
     }
     let (file, size_bytes) = (text(&arguments.file), chain.size_bytes());

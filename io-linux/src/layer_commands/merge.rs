@@ -4,10 +4,11 @@ use glassine_core::layer::index::Codec;
 use glassine_core::limits::BLOCK_BYTES;
 
 use super::chain::{Chain, Source, by_windows, open_layer};
-use super::output::{NewLayer, NewLayerReport, refuse_existing};
+use super::output::NewLayerReport;
 use super::progress::Progress;
 use crate::cli::layer::{Compression, Merge};
-use crate::layer::{About, LayerReader};
+use crate::layer::{About, LayerReader, LayerWriter};
+use crate::new_file::refuse_existing;
 
 /// The zstd level where nobody gave one.
 const LEVEL: i32 = 3;
@@ -22,15 +23,15 @@ pub(super) fn merge(arguments: &Merge, progress: &mut Progress) -> anyhow::Resul
         compress: level(arguments.compress, &layers),
     };
     let chain = Chain::of_layers(layers)?;
-    let mut new = NewLayer::create(&arguments.out, &about)?;
+    let mut new = LayerWriter::create(&arguments.out, &about)?;
     write(&chain, &mut new, "merging", progress)?;
-    new.finish()
+    Ok(NewLayerReport::new(&arguments.out, &new.finish()?))
 }
 
 /// Appends all that the layers of a chain have, and its base.
 pub(super) fn write(
     chain: &Chain,
-    new: &mut NewLayer,
+    new: &mut LayerWriter,
     what: &str,
     progress: &mut Progress,
 ) -> anyhow::Result<()> {

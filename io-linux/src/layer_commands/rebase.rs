@@ -6,13 +6,14 @@ use std::slice;
 use anyhow::{bail, ensure};
 use glassine_core::limits::BLOCK_BYTES;
 
-use super::chain::{Chain, Run, Source, by_windows, index_runs, layer_as_parent, open_layer, over};
+use super::chain::{Chain, Run, Source, by_windows, index_runs, open_layer, over};
 use super::import::refuse_qcow2;
-use super::output::{NewLayer, NewLayerReport, refuse_existing};
+use super::output::NewLayerReport;
 use super::progress::Progress;
 use super::{merge, name};
 use crate::cli::layer::Rebase;
-use crate::layer::{About, LayerReader, Parent};
+use crate::layer::{About, LayerReader, LayerWriter, Parent};
+use crate::new_file::refuse_existing;
 
 /// What some blocks of the new layer are.
 #[derive(Debug, PartialEq, Eq)]
@@ -59,15 +60,15 @@ pub(super) fn rebase(
     };
     let suspects = below.as_ref().map(|(old, new)| old.suspects(new)).unwrap_or_default();
     let parts = parts(&layer, suspects);
-    let mut new = NewLayer::create(&arguments.out, &about)?;
+    let mut new = LayerWriter::create(&arguments.out, &about)?;
     write(layer, &parts, below.as_ref(), &mut new, progress)?;
-    new.finish()
+    Ok(NewLayerReport::new(&arguments.out, &new.finish()?))
 }
 
 /// How a layer would name what is on top of a chain.
 fn as_parent(chain: &Chain) -> Parent {
     match (chain.layers().last(), chain.base()) {
-        (Some(top), _) => layer_as_parent(top),
+        (Some(top), _) => top.as_parent(),
         (None, base) => base.expect("something was opened").as_parent(),
     }
 }
@@ -96,7 +97,7 @@ fn write(
     layer: LayerReader,
     parts: &[Part],
     below: Option<&(Chain, Chain)>,
-    new: &mut NewLayer,
+    new: &mut LayerWriter,
     progress: &mut Progress,
 ) -> anyhow::Result<()> {
     const BLOCK: u64 = BLOCK_BYTES as u64;

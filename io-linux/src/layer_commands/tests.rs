@@ -2,20 +2,13 @@ use std::fs;
 use std::ops::Range;
 
 use super::chain::{Run, Source, by_windows, over};
-use super::output::{NewFile, alike};
+use super::output::write_file;
 use super::picture::{self, Kind, Legend, Picture};
 use super::{name, printable};
-
-/// Numbers that look random.
-struct Draw(u64);
+use crate::draw::Draw;
+use crate::new_file::NewFile;
 
 impl Draw {
-    fn below(&mut self, below: u64) -> u64 {
-        self.0 =
-            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % below
-    }
-
     /// Runs with gaps between some of them, and the same as an array.
     fn runs(&mut self, blocks: u64) -> (Vec<Run>, Vec<Option<Source>>) {
         let (mut runs, mut flat) = (Vec::new(), Vec::new());
@@ -68,27 +61,16 @@ fn blocks_are_cut_at_windows() {
 }
 
 #[test]
-fn zeroes_are_told_from_data_block_by_block() {
-    let bytes = [[0; 4096], [0; 4096], [1; 4096], [0; 4096]].concat();
-    let lengths = |bytes: &[u8]| -> Vec<_> {
-        alike(bytes).map(|run| (run.is_zero, run.bytes.len())).collect()
-    };
-    assert_eq!(lengths(&bytes), [(true, 8192), (false, 4096), (true, 4096)]);
-    assert_eq!(lengths(&bytes[..8193 + 4096]), [(true, 8192), (false, 4096), (true, 1)]);
-    assert_eq!(lengths(&[]), []);
-}
-
-#[test]
 fn a_new_file_replaces_none_and_leaves_nothing_unfinished() {
     let directory = tempfile::tempdir().unwrap();
     let out = directory.path().join("a");
     drop(NewFile::create(&out).unwrap());
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
     let late = NewFile::create(&out).unwrap();
-    NewFile::write(&out, b"precious").unwrap();
+    write_file(&out, b"precious").unwrap();
     let error = format!("{:#}", late.finish().unwrap_err());
     assert!(error.contains("never replaced"), "{error}");
-    let error = format!("{:#}", NewFile::write(&out, b"other").unwrap_err());
+    let error = format!("{:#}", write_file(&out, b"other").unwrap_err());
     assert!(error.contains("exists"), "{error}");
     assert_eq!(fs::read(&out).unwrap(), b"precious");
     std::os::unix::fs::symlink("nowhere", directory.path().join("link")).unwrap();

@@ -8,14 +8,14 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use glassine_core::Errno;
 use glassine_core::layer::stack::{Origin, Stack};
 use glassine_core::layer::{WINDOW_BLOCKS, WINDOW_BYTES};
 use glassine_core::limits::BLOCK_BYTES;
 use glassine_core::sync::weakened;
 
-use crate::layer::chain::Chain;
+use crate::layer::chain::{Chain, read_window};
 use crate::sync::{AtomicU64, Mutex, Ordering, lock, thread};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
@@ -143,7 +143,8 @@ impl Composed {
 
     fn write(&self, window: u64) -> anyhow::Result<()> {
         let mut bytes = [0; WINDOW_BYTES];
-        self.read(window, &mut bytes)?;
+        let Chain { layers, base } = &self.chain;
+        read_window(layers, &self.stack, base.as_ref(), window, &mut bytes)?;
         let start = window * WINDOW;
         let length = (self.bytes - start).min(WINDOW) as usize;
         self.file.write_all_at(&bytes[..length], start).with_context(|| {
@@ -152,43 +153,6 @@ impl Composed {
                 std::env::temp_dir().display()
             )
         })
-    }
-
-    /// The bytes of a window, from wherever they are. `bytes` is zero before.
-    fn read(&self, window: u64, bytes: &mut [u8; WINDOW_BYTES]) -> anyhow::Result<()> {
-        let mut inherited = u16::MAX;
-        // A frame is read once, however its blocks lie.
-        let mut parts: Vec<(u16, u16)> = Vec::new();
-        for (origin, blocks) in self.stack.window(window) {
-            inherited &= !blocks;
-            if let Origin::Layer(layer) = origin {
-                match parts.iter_mut().find(|part| part.0 == layer) {
-                    Some(part) => part.1 |= blocks,
-                    None => parts.push((layer, blocks)),
-                }
-            }
-        }
-        for (layer, blocks) in parts {
-            self.chain.layers[usize::from(layer)].read_blocks(window, blocks, bytes)?;
-        }
-        let Some(base) = &self.chain.base else { return Ok(()) };
-        let shows = |position: usize| inherited & 1 << position != 0;
-        let mut start = 0;
-        while start < WINDOW_BLOCKS as usize {
-            let blocks = start..WINDOW_BLOCKS as usize;
-            let end = blocks.clone().find(|at| !shows(*at)).unwrap_or(blocks.end);
-            let offset = window * WINDOW + (start * BLOCK) as u64;
-            let there = base.bytes.saturating_sub(offset).min(((end - start) * BLOCK) as u64);
-            let part = &mut bytes[start * BLOCK..][..there as usize];
-            if let Err(error) = base.file.read_exact_at(part, offset) {
-                bail!(
-                    "cannot read {} at byte {offset}, below the layers: {error}; restore it",
-                    base.path.display()
-                );
-            }
-            start = end + 1;
-        }
-        Ok(())
     }
 }
 

@@ -4,20 +4,12 @@ use std::os::unix::fs::FileExt;
 use tempfile::TempDir;
 
 use super::*;
+use crate::draw::Draw;
 use crate::layer::{About, LayerSummary, LayerWriter};
 
 const BLOCK: usize = 4096;
 
-/// Numbers that look random.
-struct Draw(u64);
-
 impl Draw {
-    fn below(&mut self, below: u64) -> u64 {
-        self.0 =
-            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % below
-    }
-
     fn bytes(&mut self, count: usize) -> Vec<u8> {
         (0..count).map(|_| self.below(256) as u8 & self.below(256) as u8).collect()
     }

@@ -1,7 +1,6 @@
 //! Seals: taken at any step, and read bit by bit while clients go on. What a seal shows must be the device
 //! as it was when the seal was taken, however much later it is read.
 
-use glassine_core::map::Entry;
 use glassine_core::seal::Seal;
 
 use super::*;
@@ -39,13 +38,8 @@ impl World {
         let seal = export.seal.as_ref().expect("it is handed back once");
         let done = export.image.len() as u64;
         if done < self.swarm.size_bytes {
-            let (run, entry) = seal.run_at(done / BLOCK as u64);
+            let (run, source) = seal.run_at(done / BLOCK as u64);
             let end = self.swarm.size_bytes.min(run.end * BLOCK as u64);
-            let source = match entry {
-                Entry::Slot(slot) => Source::Data { offset: slot.offset() },
-                Entry::Template => Source::Template { offset: done },
-                Entry::Zero | Entry::ZeroProvisioned | Entry::ZeroClaimed => Source::Zero,
-            };
             let mut bytes = vec![0; (end - done) as usize];
             // A template shorter than the device is followed by zeroes.
             let there = match source {
