@@ -93,6 +93,9 @@ pub struct JournalLimits {
     pub limbo_slots_max: u32,
     /// Runs of the map that one section of a checkpoint looks at: the bound on one step of it.
     pub section_entries: u32,
+    /// A record of no more slots than this carries their blocks, so that one sync makes it durable and not
+    /// two, one after the other; 0 for never.
+    pub carried_slots_max: u32,
 }
 
 impl Default for JournalLimits {
@@ -102,6 +105,7 @@ impl Default for JournalLimits {
             fresh_slots_max: 1 << 20,
             limbo_slots_max: 64 << 10,
             section_entries: 1020,
+            carried_slots_max: 32,
         }
     }
 }

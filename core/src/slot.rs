@@ -145,6 +145,11 @@ impl SlotTable {
         self.counts
     }
 
+    /// How many slots the data file has.
+    pub(crate) fn total(&self) -> u32 {
+        self.counts.total
+    }
+
     /// The data file has grown by `count` slots.
     pub(crate) fn grow(&mut self, count: u32) {
         let first = self.counts.total;

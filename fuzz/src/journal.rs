@@ -5,6 +5,7 @@
 //! recovery must neither panic nor take more memory than the device's size explains.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::ops::Range;
 
 use crc::{CRC_32_ISCSI, Crc};
@@ -79,10 +80,12 @@ struct Sheet {
     config: OverlayConfig,
     limits: JournalLimits,
     files: BTreeMap<JournalFile, Vec<u8>>,
-    slots: u32,
+    /// By what each slot of the data file is known; and what of that is synced.
+    data: Vec<u64>,
+    synced: Vec<u64>,
     overlay: Overlay,
-    /// The map after each publish; what was before the first.
-    states: Vec<Vec<Entry>>,
+    /// The map after each publish, and by what its slots were known; what was before the first.
+    states: Vec<Vec<(Entry, u64)>>,
     /// All states from this one on may be what recovery finds.
     flushed: usize,
     trust: Trust,
@@ -102,6 +105,7 @@ pub fn journal(bytes: &[u8]) {
         fresh_slots_max: choices.pick(&[1000, 5]),
         limbo_slots_max: choices.pick(&[1000, 5]),
         section_entries: choices.pick(&[1020, 1]),
+        carried_slots_max: choices.pick(&[3, 0, 1, 32]),
     };
     let segment_bytes = choices.pick(&[16, 4, 2]) * PAGE_BYTES as u64;
     let template_id = TEMPLATE_ID;
@@ -110,10 +114,12 @@ pub fn journal(bytes: &[u8]) {
     let segment = vec![0; segment_bytes as usize];
     let contents = [made.superblock, made.checkpoint, Vec::new(), segment.clone(), segment];
     let mut files: BTreeMap<_, _> = JournalFile::ALL.into_iter().zip(contents).collect();
-    let overlay = recover(&config, &limits, 0, &mut files).expect("a blank sheet is whole");
-    let states = vec![map_of(&overlay)];
-    let (flushed, trust, slots) = (0, Trust::Whole, 0);
-    let mut sheet = Sheet { config, limits, files, slots, overlay, states, flushed, trust };
+    let mut data = Vec::new();
+    let overlay = recover(&config, &limits, &mut data, &mut files);
+    let overlay = overlay.expect("a blank sheet is whole");
+    let states = vec![map_of(&overlay, &data)];
+    let (flushed, trust, synced) = (0, Trust::Whole, Vec::new());
+    let mut sheet = Sheet { config, limits, files, data, synced, overlay, states, flushed, trust };
     while !choices.is_empty() && sheet.step(&mut choices) {}
     sheet.reopen();
 }
@@ -131,9 +137,16 @@ fn parse_anything(bytes: &[u8]) {
         {
             let mut buffer = FrameBuffer::default();
             entries.iter().for_each(|entry| buffer.push(entry));
-            let (written, _) = buffer.finish(&frame.header);
+            let blocks = frame.carried();
+            let count = (blocks.len() / PAGE_BYTES) as u32;
+            let (written, checksum) = buffer.finish_carrying(&frame.header, count);
+            // What pads it may be anything; the checksum of what it carries is brought in with that.
             let end = HEADER_BYTES + entries.len() * 16;
-            assert!(written[..end] == frame.bytes[..end] || frame.bytes[end..] != written[end..]);
+            let padding = end..frame.bytes.len() - blocks.len();
+            let is_padded = frame.bytes[padding].iter().any(|byte| *byte != 0);
+            assert!(is_padded || (written[..52] == frame.bytes[..52]));
+            assert!(is_padded || (written[56..end] == frame.bytes[56..end]));
+            assert!(is_padded || checksum == frame.checksum);
         }
     }
     forge_superblock(&mut page);
@@ -148,9 +161,15 @@ fn forge_frame(bytes: &mut [u8]) {
     let Some(frame) = bytes.get_mut(..length).filter(|frame| frame.len() >= HEADER_BYTES) else {
         return;
     };
+    let number = |at: usize| u32::from_le_bytes(frame[at..at + 4].try_into().expect("four bytes"));
+    let carried = (number(48) as usize).saturating_mul(PAGE_BYTES);
+    let head = length.checked_sub(carried).filter(|head| *head >= HEADER_BYTES).unwrap_or(length);
     frame[44..48].fill(0);
-    let checksum = CRC.checksum(frame);
+    frame[52..56].fill(0);
+    let checksum = CRC.checksum(&frame[..head]);
+    let carried = if head == length { 0 } else { CRC.checksum(&frame[head..]) };
     frame[44..48].copy_from_slice(&checksum.to_le_bytes());
+    frame[52..56].copy_from_slice(&carried.to_le_bytes());
 }
 
 fn forge_superblock(bytes: &mut [u8]) {
@@ -158,16 +177,27 @@ fn forge_superblock(bytes: &mut [u8]) {
     bytes[PAGE_BYTES - 4..PAGE_BYTES].copy_from_slice(&checksum.to_le_bytes());
 }
 
-fn map_of(overlay: &Overlay) -> Vec<Entry> {
-    (0..overlay.size_bytes() / 4096).map(|block| overlay.entry(block)).collect()
+fn map_of(overlay: &Overlay, data: &[u64]) -> Vec<(Entry, u64)> {
+    let entries = (0..overlay.size_bytes() / 4096).map(|block| overlay.entry(block));
+    let known = |entry| match entry {
+        Entry::Slot(slot) => data[slot.0 as usize],
+        _ => 0,
+    };
+    entries.map(|entry| (entry, known(entry))).collect()
+}
+
+/// A block that is known by a number.
+fn block_of(known: u64) -> Vec<u8> {
+    known.to_le_bytes().repeat(PAGE_BYTES / 8)
 }
 
 fn recover(
     config: &OverlayConfig,
     limits: &JournalLimits,
-    slots: u32,
+    data: &mut [u64],
     files: &mut BTreeMap<JournalFile, Vec<u8>>,
 ) -> Result<Overlay, Refusal> {
+    let slots = data.len() as u32;
     let mut recovery = Recovery::new(config.clone(), TEMPLATE_ID, slots, limits.clone());
     let mut steps = 0;
     while let Some(step) = recovery.poll() {
@@ -185,10 +215,14 @@ fn recover(
                 assert!(files[&file][place] == bytes, "recovery writes what is there");
             }
             Step::Sync { .. } => {}
+            Step::WriteData { offset, bytes } => {
+                let known = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes"));
+                data[offset as usize / PAGE_BYTES] = known;
+            }
         }
         recovery.handle(Ok(read))?;
     }
-    let (overlay, _) = recovery.finish()?;
+    let (overlay, _) = recovery.finish();
     overlay.audit();
     Ok(overlay)
 }
@@ -282,22 +316,40 @@ impl Sheet {
             match self.overlay.reserve(extent, KEY, &mut runs).expect("there is space") {
                 Reserve::Granted(grant) => break grant,
                 Reserve::Wait => {
-                    self.slots += self.overlay.poll_growth().expect("somebody waits");
+                    let slots = self.overlay.poll_growth().expect("somebody waits");
+                    self.data.resize(self.data.len() + slots as usize, 0);
                     self.overlay.grown(true);
                     self.overlay.take_waiting();
                 }
             }
         };
+        for (index, run) in runs.iter().enumerate() {
+            let version = (self.states.len() * 1000 + index + 1) as u64;
+            let slots = run.first.0 as usize..(run.first.0 + run.count) as usize;
+            self.data[slots].fill(version);
+        }
         while self.overlay.publish(extent, &mut runs, grant, [].into_iter()).is_err() {
             self.overlay.wait_for_journal(KEY);
             self.work();
         }
-        self.states.push(map_of(&self.overlay));
+        self.states.push(map_of(&self.overlay, &self.data));
     }
 
     /// Does what the journal wants.
     fn work(&mut self) {
-        while let Some(task) = self.overlay.poll_task() {
+        while let Some(mut task) = self.overlay.poll_task() {
+            let read = |offset: u64, bytes: &mut [u8]| {
+                for (index, block) in bytes.chunks_mut(PAGE_BYTES).enumerate() {
+                    block.copy_from_slice(&block_of(
+                        self.data[offset as usize / PAGE_BYTES + index],
+                    ));
+                }
+                Ok::<_, Infallible>(())
+            };
+            task.carry(read).expect("it cannot fail");
+            if task.action == Action::SyncData {
+                self.synced.clone_from(&self.data);
+            }
             if self.trust == Trust::Whole
                 && let Action::Write { file, offset, bytes } = &task.action
             {
@@ -312,24 +364,27 @@ impl Sheet {
     }
 
     fn reopen(&mut self) -> bool {
-        let recovered = recover(&self.config, &self.limits, self.slots, &mut self.files);
-        let is_one_of = |states: &[Vec<Entry>], overlay: &Overlay| {
-            let map = map_of(overlay);
-            states.iter().rposition(|state| *state == map)
-        };
+        // The power goes: nothing is left in the data file that was not synced.
+        self.data.clone_from(&self.synced);
+        let recovered = recover(&self.config, &self.limits, &mut self.data, &mut self.files);
         let overlay = match (self.trust, recovered) {
             (Trust::Forged, _) | (Trust::Damaged, Err(_)) => return false,
             (Trust::Whole, Err(refusal)) => panic!("a whole sheet is refused: {refusal}"),
             (Trust::Damaged, Ok(overlay)) => {
-                let state = is_one_of(&self.states, &overlay);
+                // A record that is taken for cut may have freed slots which others are in by now.
+                let map = map_of(&overlay, &self.data);
+                let is_alike = |state: &&Vec<(Entry, u64)>| {
+                    state.iter().zip(&map).all(|(one, other)| one.0 == other.0)
+                };
+                let state = self.states.iter().find(is_alike);
                 assert!(state.is_some(), "damage was taken for something that never was");
                 return false;
             }
             (Trust::Whole, Ok(overlay)) => overlay,
         };
-        let state = is_one_of(&self.states[self.flushed..], &overlay);
-        assert!(state.is_some(), "what was flushed is not there");
-        self.states.push(map_of(&overlay));
+        let map = map_of(&overlay, &self.data);
+        assert!(self.states[self.flushed..].contains(&map), "what was flushed is not there");
+        self.states.push(map);
         self.flushed = self.states.len() - 1;
         self.overlay = overlay;
         self.work();

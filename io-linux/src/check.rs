@@ -97,7 +97,7 @@ pub fn check(path: &Path, with_map: bool) -> anyhow::Result<Report> {
     let data_bytes = Sheet::data_bytes(path)
         .with_context(|| format!("cannot look at the data of sheet {shown}"))?;
     let slots = u32::try_from(data_bytes / u64::from(BLOCK_BYTES)).unwrap_or(u32::MAX);
-    let (overlay, found) = journal.recover(&owner, slots, true).map_err(refused)?;
+    let (overlay, found) = journal.recover(&owner, slots, None).map_err(refused)?;
     Ok(report(&overlay, found, note, data_bytes, with_map))
 }
 

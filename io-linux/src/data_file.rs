@@ -95,7 +95,17 @@ impl DataFile {
 
     /// Reads bytes from a place, all of them.
     pub fn read(&self, bytes: &mut [u8], offset: u64) -> Result<(), Errno> {
-        self.file.read_exact_at(bytes, offset).map_err(|error| errno(&error))
+        self.read_all(bytes, offset).map_err(|error| errno(&error))
+    }
+
+    /// The same for the journal, whose log has the system's error.
+    pub fn read_all(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(bytes, offset)
+    }
+
+    /// Writes bytes to a place, all of them, for the journal.
+    pub fn write_all(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.file.write_all_at(bytes, offset)
     }
 }
 

@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 
 use anyhow::{Context, anyhow, ensure};
-use glassine_core::journal::{Action, Task};
+use glassine_core::journal::{Action, Lane, Task};
 use glassine_core::limits::{BLOCK_BYTES, DEVICE_BYTES_MAX, GROWTH_SLOTS_MIN};
 use glassine_core::overlay::SessionKey;
 use glassine_core::session::Merge;
@@ -30,6 +30,8 @@ pub struct Device {
     data: Option<DataFile>,
     /// Absent on a device that need not survive.
     journal: Option<JournalFiles>,
+    /// No barrier waits for a disk.
+    is_in_memory: bool,
     sheet: Option<Sheet>,
 }
 
@@ -80,7 +82,7 @@ impl Storage {
                 JournalFiles::create(path, owner)?;
             }
             let journal = JournalFiles::open(path, false)?;
-            let recovered = journal.recover(owner, data.slots(), false);
+            let recovered = journal.recover(owner, data.slots(), Some(&data));
             let (overlay, report) = recovered.map_err(|refusal| {
                 let before = before.as_ref().unwrap_or(note);
                 anyhow!("{}", sheet::explain(path, refusal, before, note))
@@ -90,7 +92,7 @@ impl Storage {
                 tracing::info!(
                     sheet = %shown, milliseconds, generation = report.generation,
                     checkpoint = report.checkpoint_entries, records = report.records,
-                    edits = report.edits, cut = report.cut, "recovered"
+                    edits = report.edits, restored = report.restored, cut = report.cut, "recovered"
                 );
             }
             (storage.overlay, storage.journal) = (overlay, Some(journal));
@@ -146,7 +148,9 @@ impl Device {
                 Storage::open(path, config.ephemeral, &note, &owner)?
             }
         };
+        let is_in_memory = storage.journal.as_ref().is_some_and(JournalFiles::are_in_memory);
         Ok(Self {
+            is_in_memory,
             export: Export {
                 name: name.clone(),
                 description: config.description.clone(),
@@ -190,10 +194,16 @@ impl Device {
         data.grow(slots)
     }
 
+    /// Whether a task is done sooner than a thread is woken for it: a barrier of a sheet in memory.
+    #[must_use]
+    pub fn is_quick(&self, task: &Task) -> bool {
+        self.is_in_memory && task.lane() == Lane::Barrier
+    }
+
     /// Does what the journal asks for. May block.
-    pub fn perform(&self, task: &Task) -> Result<(), Errno> {
+    pub fn perform(&self, task: &mut Task) -> Result<(), Errno> {
         let journal = self.journal.as_ref().expect("tasks come from a journal");
-        journal.perform(&task.action, self.data()).map_err(|error| {
+        journal.perform(task, self.data()).map_err(|error| {
             let export = &self.export.name;
             tracing::error!(
                 export, action = ?kind(&task.action), %error,
@@ -209,8 +219,8 @@ impl Device {
     pub fn close(&self) -> bool {
         let mut overlay = lock(&self.overlay);
         overlay.flush();
-        while let Some(task) = overlay.poll_task() {
-            let result = self.perform(&task);
+        while let Some(mut task) = overlay.poll_task() {
+            let result = self.perform(&mut task);
             overlay.finished(task, result);
         }
         !overlay.has_failed()

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use glassine_core::journal::recovery::{self, Recovered, Recovery, Refusal, Step};
 use glassine_core::journal::superblock::{Identity, SUPERBLOCK_FILE_BYTES, Superblock};
-use glassine_core::journal::{Action, JournalFile};
+use glassine_core::journal::{Action, JournalFile, Task};
 use glassine_core::limits::SEGMENT_BYTES;
 use glassine_core::{JournalLimits, Overlay, OverlayConfig};
 
@@ -117,42 +117,58 @@ impl JournalFiles {
         Ok(newest.identity)
     }
 
+    /// Whether no sync of them ever waits for a disk.
+    #[must_use]
+    pub fn are_in_memory(&self) -> bool {
+        self.files.iter().all(|file| sys::is_in_memory(file).unwrap_or(false))
+    }
+
     fn file(&self, file: JournalFile) -> &File {
         let index = JournalFile::ALL.iter().position(|other| *other == file);
         &self.files[index.expect("all of them are there")]
     }
 
-    /// The device as its journal has it. With `dry`, nothing is written.
+    /// The device as its journal has it, over a data file with so many slots. Without `data`, nothing is written.
     pub fn recover(
         &self,
         owner: &Owner,
         data_slots: u32,
-        dry: bool,
+        data: Option<&DataFile>,
     ) -> Result<(Overlay, Recovered), Refusal> {
         let (config, template_id) = (owner.config.clone(), owner.template_id);
         let mut recovery = Recovery::new(config, template_id, data_slots, JournalLimits::default());
         while let Some(step) = recovery.poll() {
-            let outcome = match &step {
-                Step::Read { file, offset, length } => read(self.file(*file), *offset, *length),
-                Step::Write { .. } | Step::Sync { .. } if dry => Ok(Vec::new()),
-                Step::Write { file, offset, bytes } => {
+            let outcome = match (&step, data) {
+                (Step::Read { file, offset, length }, _) => {
+                    read(self.file(*file), *offset, *length)
+                }
+                (_, None) => Ok(Vec::new()),
+                (Step::Write { file, offset, bytes }, _) => {
                     self.file(*file).write_all_at(bytes, *offset).map(|()| Vec::new())
                 }
-                Step::Sync { file } => self.file(*file).sync_data().map(|()| Vec::new()),
+                (Step::Sync { file }, _) => self.file(*file).sync_data().map(|()| Vec::new()),
+                (Step::WriteData { offset, bytes }, Some(data)) => {
+                    data.write_all(bytes, *offset).map(|()| Vec::new())
+                }
             };
             if let Err(error) = &outcome {
-                let (Step::Read { file, .. } | Step::Write { file, .. } | Step::Sync { file }) =
-                    &step;
-                tracing::error!(sheet = %self.directory.display(), %file, %error, "recovery failed");
+                let file = match &step {
+                    Step::Read { file, .. } | Step::Write { file, .. } | Step::Sync { file } => {
+                        file.to_string()
+                    }
+                    Step::WriteData { .. } => "data".to_owned(),
+                };
+                tracing::error!(sheet = %self.directory.display(), file, %error, "recovery failed");
             }
             recovery.handle(outcome.as_deref().map_err(errno))?;
         }
-        recovery.finish()
+        Ok(recovery.finish())
     }
 
     /// Does what the journal asks for. May block.
-    pub fn perform(&self, action: &Action, data: &DataFile) -> io::Result<()> {
-        match action {
+    pub fn perform(&self, task: &mut Task, data: &DataFile) -> io::Result<()> {
+        task.carry(|offset, bytes| data.read_all(bytes, offset))?;
+        match &task.action {
             Action::SyncData => data.sync(),
             Action::Write { file, offset, bytes } => self.file(*file).write_all_at(bytes, *offset),
             Action::Sync { file } => self.file(*file).sync_data(),

@@ -130,7 +130,18 @@ impl Pool {
     pub fn settle(&self, device: &Arc<Device>, after: After) {
         self.wake(&after);
         for job in jobs(device, after) {
-            self.submit(job);
+            self.perform_quick(job);
+        }
+    }
+
+    /// Does what takes no time, and what that leads to; whatever may block is left to the threads.
+    fn perform_quick(&self, job: Job) {
+        let mut next = Some(job);
+        while let Some(job) = next {
+            next = match &job {
+                Job::Journal { device, task } if device.is_quick(task) => self.perform(job),
+                _ => return self.submit(job),
+            };
         }
     }
 
@@ -192,8 +203,8 @@ impl Pool {
                 let after = device.with_overlay(|overlay| overlay.grown(outcome.is_ok()));
                 (device, after)
             }
-            Job::Journal { device, task } => {
-                let outcome = device.perform(&task);
+            Job::Journal { device, mut task } => {
+                let outcome = device.perform(&mut task);
                 let after = device.with_overlay(|overlay| overlay.finished(task, outcome));
                 (device, after)
             }

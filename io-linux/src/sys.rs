@@ -132,6 +132,15 @@ pub fn allocate(file: &File, offset: u64, length: u64) -> io::Result<()> {
     check_int(unsafe { libc::fallocate(file.as_raw_fd(), 0, offset, length) }).map(drop)
 }
 
+/// Whether a file is in memory, where a sync has nothing to wait for.
+pub fn is_in_memory(file: &File) -> io::Result<bool> {
+    // SAFETY: all zeroes is a valid value, and the kernel fills it in.
+    let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: `stat` lives for the call.
+    check_int(unsafe { libc::fstatfs(file.as_raw_fd(), &mut stat) })?;
+    Ok(stat.f_type == libc::TMPFS_MAGIC)
+}
+
 /// The next bytes of a file, from a place on, that are no hole; none if there is only a hole. A file system that
 /// knows nothing of holes has none.
 pub fn next_data(file: &File, from: u64, end: u64) -> io::Result<Option<Range<u64>>> {

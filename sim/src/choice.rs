@@ -29,12 +29,21 @@ pub enum Lane {
     Client,
     /// When seals are taken, and how long they are held.
     Seals,
+    /// What records carry.
+    Records,
 }
 
 impl Lane {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 6] =
-        [Self::Swarm, Self::Schedule, Self::Net, Self::Backend, Self::Client, Self::Seals];
+    pub const ALL: [Self; 7] = [
+        Self::Swarm,
+        Self::Schedule,
+        Self::Net,
+        Self::Backend,
+        Self::Client,
+        Self::Seals,
+        Self::Records,
+    ];
 
     fn name(self) -> &'static str {
         match self {
@@ -44,6 +53,7 @@ impl Lane {
             Self::Backend => "backend",
             Self::Client => "client",
             Self::Seals => "seals",
+            Self::Records => "records",
         }
     }
 }

@@ -6,6 +6,7 @@
 //! Then recovery is broken off and repeated, the device goes on, and the power is cut again.
 
 use std::collections::HashSet;
+use std::convert::Infallible;
 use std::fmt;
 use std::hash::{BuildHasher, Hash, Hasher};
 
@@ -20,8 +21,10 @@ use crate::disk::{Disk, DiskFile};
 
 const BLOCK: u64 = 4096;
 const BLOCKS: u64 = 2;
-/// Room for two records: so a checkpoint begins with the second.
-const SEGMENT_BYTES: u64 = 2 * BLOCK;
+/// Half of a segment is room for one record, and what it carries: so a checkpoint begins with the second.
+fn segment_bytes(carried_slots_max: u32) -> u64 {
+    2 * BLOCK * u64::from(1 + carried_slots_max)
+}
 const KEY: SessionKey = SessionKey(1);
 /// Up to so many pieces, every combination is lost; beyond, none, all, each alone, and all but each.
 const PIECES_MAX: usize = 6;
@@ -103,6 +106,7 @@ type Shown = [u8; BLOCKS as usize];
 
 /// A device, its files, and what it must be after a crash.
 struct Device {
+    carried_slots_max: u32,
     overlay: Overlay,
     disk: Disk,
     tasks: Vec<Task>,
@@ -124,12 +128,17 @@ fn config() -> OverlayConfig {
     OverlayConfig { size_bytes, template_bytes, quota_bytes: u64::MAX, growth_slots_min: 4 }
 }
 
-fn recover(disk: &mut Disk, mut steps: usize) -> Result<Option<Overlay>, String> {
+fn recover(
+    disk: &mut Disk,
+    carried_slots_max: u32,
+    mut steps: usize,
+) -> Result<Option<Overlay>, String> {
     let limits = JournalLimits {
         queue_entries_max: 60,
         fresh_slots_max: 100,
         limbo_slots_max: 100,
         section_entries: 1,
+        carried_slots_max,
     };
     let slots = disk.bytes(DiskFile::Data).len() as u64 / BLOCK;
     let mut recovery = Recovery::new(config(), [0; 32], slots as u32, limits);
@@ -147,35 +156,49 @@ fn recover(disk: &mut Disk, mut steps: usize) -> Result<Option<Overlay>, String>
                 disk.write(DiskFile::Journal(file), offset, &bytes);
             }
             Step::Sync { file } => disk.sync(DiskFile::Journal(file)),
+            Step::WriteData { offset, bytes } => disk.write(DiskFile::Data, offset, &bytes),
         }
         recovery.handle(Ok(&read)).map_err(|refusal| refusal.to_string())?;
     }
-    let (overlay, _) = recovery.finish().map_err(|refusal| refusal.to_string())?;
+    let (overlay, _) = recovery.finish();
     overlay.audit();
     Ok(Some(overlay))
 }
 
 impl Device {
-    fn new() -> Self {
+    fn new(carried_slots_max: u32) -> Self {
         let identity = Identity {
             sheet: 1,
             size_bytes: config().size_bytes,
             template_bytes: config().template_bytes,
             template_id: [0; 32],
-            segment_bytes: SEGMENT_BYTES,
+            segment_bytes: segment_bytes(carried_slots_max),
         };
         let mut disk = Disk::new(true);
         disk.put_blank(&identity);
-        let overlay = recover(&mut disk, usize::MAX).expect("it is whole").expect("to the end");
-        Self {
+        let overlay = recover(&mut disk, carried_slots_max, usize::MAX);
+        let overlay = overlay.expect("it is whole").expect("to the end");
+        let mut device = Self {
+            carried_slots_max,
             overlay,
             disk,
             tasks: Vec::new(),
             history: vec![[TEMPLATE; BLOCKS as usize]],
             certain: 0,
             flushes: Vec::new(),
-            operations: 0,
+            operations: 12,
+        };
+        if carried_slots_max > 0 {
+            // Nothing is carried before the length of the data file is certain.
+            for operation in [Operation::WriteFirst, Operation::Flush] {
+                assert!(device.happen(Event::Operate(operation)));
+            }
+            while !device.tasks.is_empty() {
+                device.happen(Event::Task(0));
+            }
         }
+        device.operations = 0;
+        device
     }
 
     /// What may happen next.
@@ -193,8 +216,8 @@ impl Device {
                 self.operate(operation)
             }
             Event::Task(index) => {
-                let task = self.tasks.remove(index);
-                perform(&mut self.disk, &task);
+                let mut task = self.tasks.remove(index);
+                perform(&mut self.disk, &mut task);
                 self.overlay.finished(task, Ok(()));
                 true
             }
@@ -276,7 +299,12 @@ impl Device {
     }
 }
 
-fn perform(disk: &mut Disk, task: &Task) {
+fn perform(disk: &mut Disk, task: &mut Task) {
+    let read = |offset: u64, bytes: &mut [u8]| {
+        bytes.copy_from_slice(disk.read(DiskFile::Data, offset, bytes.len() as u64));
+        Ok::<_, Infallible>(())
+    };
+    task.carry(read).expect("it cannot fail");
     match &task.action {
         Action::SyncData => disk.sync(DiskFile::Data),
         Action::Sync { file } => disk.sync(DiskFile::Journal(*file)),
@@ -353,11 +381,12 @@ fn cut_everywhere(device: &Device) -> Result<u64, String> {
 
 fn after_cut(device: &Device, mut disk: Disk) -> Result<(), String> {
     // Recovery is broken off where it has written but not synced, and all of that is lost.
-    for steps in [5, 7] {
-        recover(&mut disk, steps)?;
+    let carried_slots_max = device.carried_slots_max;
+    for steps in [5, 7, 9] {
+        recover(&mut disk, carried_slots_max, steps)?;
         disk.cut_power_where(|_, _| false);
     }
-    let overlay = recover(&mut disk, usize::MAX)?.expect("to the end");
+    let overlay = recover(&mut disk, carried_slots_max, usize::MAX)?.expect("to the end");
     let found = shown(&overlay, &disk)?;
     if !device.history.contains(&found) {
         let text = format!("{found:x?} is none of {:x?}", device.history);
@@ -366,7 +395,8 @@ fn after_cut(device: &Device, mut disk: Disk) -> Result<(), String> {
     // It goes on, and what is flushed then survives the next cut.
     let (history, certain, operations) = (vec![found], 0, 14);
     let (tasks, flushes) = (Vec::new(), Vec::new());
-    let mut next = Device { overlay, disk, tasks, history, certain, flushes, operations };
+    let mut next =
+        Device { carried_slots_max, overlay, disk, tasks, history, certain, flushes, operations };
     next.tasks.extend(std::iter::from_fn(|| next.overlay.poll_task()));
     for operation in [Operation::WriteFirst, Operation::Flush] {
         while !next.happen(Event::Operate(operation)) {
@@ -378,7 +408,7 @@ fn after_cut(device: &Device, mut disk: Disk) -> Result<(), String> {
         }
     }
     next.disk.cut_power_where(|_, _| false);
-    let overlay = recover(&mut next.disk, usize::MAX)?.expect("to the end");
+    let overlay = recover(&mut next.disk, carried_slots_max, usize::MAX)?.expect("to the end");
     let found = shown(&overlay, &next.disk)?;
     if [found] != next.history[..] {
         return Err(format!("in its second life, {found:x?} is not {:x?}", next.history));
@@ -386,13 +416,14 @@ fn after_cut(device: &Device, mut disk: Disk) -> Result<(), String> {
     Ok(())
 }
 
-/// Runs every sequence of up to so many operations, with a crash at every point of each.
-pub fn explore(operations_max: usize) -> Result<Counted, Found> {
+/// Runs every sequence of up to so many operations, with a crash at every point of each. Records carry the
+/// blocks of up to `carried_slots_max` slots.
+pub fn explore(operations_max: usize, carried_slots_max: u32) -> Result<Counted, Found> {
     let mut counted = Counted::default();
     let mut seen = HashSet::new();
     let mut paths: Vec<Vec<Event>> = vec![Vec::new()];
     while let Some(path) = paths.pop() {
-        let mut device = Device::new();
+        let mut device = Device::new(carried_slots_max);
         let went = path.iter().all(|event| device.happen(*event));
         counted.steps += 1;
         if !went || !seen.insert(device.hash()) {

@@ -395,25 +395,26 @@ fn run_small_worlds(worlds: Vec<SmallWorld>, triples: bool, plant: Option<Bug>) 
 
 fn crash_everywhere(operations: usize, plant: Option<Bug>) -> ExitCode {
     judge::plant(plant);
-    let began = Instant::now();
-    match crashes::explore(operations) {
-        Ok(all) => {
-            println!(
-                "every sequence of up to {operations} operations: no failure in {} states, {} steps \
-                 between them, {} power cuts, up to {} checkpoints, {:.1} s",
+    for carried_slots_max in [0, 2] {
+        let began = Instant::now();
+        match crashes::explore(operations, carried_slots_max) {
+            Ok(all) => println!(
+                "every sequence of up to {operations} operations, records carry {carried_slots_max} \
+                 blocks: no failure in {} states, {} steps between them, {} power cuts, up to {} \
+                 checkpoints, {:.1} s",
                 all.states,
                 all.steps,
                 all.cuts,
                 all.generations_max,
                 began.elapsed().as_secs_f64()
-            );
-            ExitCode::SUCCESS
-        }
-        Err(found) => {
-            eprintln!("{found}");
-            ExitCode::from(11)
+            ),
+            Err(found) => {
+                eprintln!("records carry {carried_slots_max} blocks: {found}");
+                return ExitCode::from(11);
+            }
         }
     }
+    ExitCode::SUCCESS
 }
 
 fn plant(bugs: &[Bug], trials: u64, budget: u64) -> ExitCode {

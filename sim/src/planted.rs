@@ -76,10 +76,11 @@ pub const HEAD: &str = "| bug | mistake | found | median seeds | median seconds 
                         |---|---|---|---|---|---|";
 
 /// What drawn worlds show only once in many thousands, if at all, and what finds it for certain.
-pub const ELSEWHERE: [(Bug, &str); 8] = [
+pub const ELSEWHERE: [(Bug, &str); 9] = [
     (Bug::CheckpointRaces, "`sim crashes`, `sim/tests/crashes.rs`"),
     (Bug::EdgesForgotten, "the kept tape of its name"),
     (Bug::ShortKeepsPins, "the kept tape of its name"),
+    (Bug::SettledUnnoticed, "the kept tape of its name"),
     (Bug::ClaimForgotten, "the fuzzed body of recovery"),
     (Bug::DroppedSealFreed, "the fuzzed body of the overlay"),
     (Bug::LayerTail, "the fuzzed body of layers"),

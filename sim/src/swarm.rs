@@ -91,6 +91,7 @@ impl Sheet {
                 fresh_slots_max: *tape.pick(LANE, &[2000, 1, 20, 100]),
                 limbo_slots_max: *tape.pick(LANE, &[1000, 1, 10]),
                 section_entries: *tape.pick(LANE, &[1020, 1, 7]),
+                carried_slots_max: *tape.pick(Lane::Records, &[0, 32, 1, 3]),
             },
             segment_bytes: *tape.pick(LANE, &[64 << 10, 32 << 10, 256 << 10]),
             crashes: *tape.pick(LANE, &[0, 1, 1, 2, 3, 5]),

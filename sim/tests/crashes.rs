@@ -5,32 +5,40 @@ use sim::crashes;
 
 #[test]
 fn every_sequence_of_four_survives_a_power_cut_at_every_point() {
-    match crashes::explore(4) {
-        Ok(all) => {
-            println!("{all:?}");
-            // Fewer would mean that something is not tried any more.
-            assert!(all.states > 2000 && all.cuts > 15_000 && all.generations_max > 0, "{all:?}");
+    for carried_slots_max in [0, 2] {
+        match crashes::explore(4, carried_slots_max) {
+            Ok(all) => {
+                println!("{all:?}");
+                // Fewer would mean that something is not tried any more.
+                let enough = all.states > 2000 && all.cuts > 15_000 && all.generations_max > 0;
+                assert!(enough, "{all:?}");
+            }
+            Err(found) => panic!("records that carry {carried_slots_max} blocks: {found}"),
         }
-        Err(found) => panic!("{found}"),
     }
 }
 
 /// The mistakes that two blocks are large enough for are found in them, whatever the odds.
 #[test]
 fn mistakes_of_the_journal_are_found_for_certain() {
-    for bug in [
-        Bug::RecordBeforeBytes,
-        Bug::ReuseBeforeDurable,
-        Bug::ReplyBeforeSync,
-        Bug::StaleSegment,
-        Bug::OrderSwapped,
-        Bug::TrimForgotten,
-        Bug::ReplayTwice,
-        Bug::FlushTooEarly,
-        Bug::CheckpointRaces,
+    for (bug, carried_slots_max) in [
+        (Bug::RecordBeforeBytes, 0),
+        (Bug::ReuseBeforeDurable, 0),
+        (Bug::ReplyBeforeSync, 0),
+        (Bug::StaleSegment, 0),
+        (Bug::OrderSwapped, 0),
+        (Bug::TrimForgotten, 0),
+        (Bug::ReplayTwice, 0),
+        (Bug::FlushTooEarly, 0),
+        (Bug::CheckpointRaces, 0),
+        (Bug::CarriedLost, 2),
+        (Bug::CarriedOutlives, 2),
+        (Bug::CarriedBeyondLength, 2),
+        (Bug::CarriedUnchecked, 2),
+        (Bug::CarriedNotRestored, 2),
     ] {
         judge::plant(Some(bug));
-        let found = crashes::explore(4);
+        let found = crashes::explore(4, carried_slots_max);
         judge::plant(None);
         assert!(found.is_err(), "{} is not found", bug.id());
     }

@@ -4,20 +4,20 @@
 //! A frame is a header and entries, padded to a multiple of 4 KiB, under one checksum: it is there as a
 //! whole or not at all. An entry says what a run of blocks is; the entries of a frame touch no block
 //! twice in a checkpoint, and take effect in order in a record.
+//!
+//! A record may *carry* the blocks of all slots that it names, behind its entries and under a checksum of
+//! their own: then nothing has to be in the data file for the record to be true.
 
 use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Range;
 
-use crc::{CRC_32_ISCSI, Crc, Table};
+use crc32c::{crc32c, crc32c_append};
 
 use crate::judge::{Bug, planted};
 use crate::limits::{BLOCK_BYTES, DEVICE_BYTES_MAX};
 use crate::map::{SLOTS_MAX, Uniform};
 use crate::slot::{Run, SlotId};
-
-/// CRC-32C, sixteen bytes at a time.
-pub(crate) const CRC: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&CRC_32_ISCSI);
 
 /// The little-endian number at `at`.
 pub(crate) fn le32(bytes: &[u8], at: usize) -> u32 {
@@ -42,7 +42,9 @@ pub const VERSION: u16 = 1;
 
 const MAGIC: [u8; 4] = *b"GLSF";
 const CRC_AT: Range<usize> = 44..48;
-const RESERVED: Range<usize> = 48..64;
+const CARRIED_AT: usize = 48;
+const CARRIED_CRC_AT: Range<usize> = 52..56;
+const RESERVED: Range<usize> = 56..64;
 
 /// What a run of blocks is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -163,7 +165,7 @@ pub enum FrameError {
     Version(u16),
     /// It, or an entry, is of a kind that does not exist.
     Kind,
-    /// Its length is not what its entries need, or more than a frame has.
+    /// Its length is not what its entries and what it carries need, or more than a frame has.
     Length,
     /// Bytes that must be zero are not.
     Reserved,
@@ -180,7 +182,7 @@ impl fmt::Display for FrameError {
             Self::Magic => "it does not begin like a frame",
             Self::Version(version) => return write!(f, "it is of the unknown version {version}"),
             Self::Kind => "its kind is unknown",
-            Self::Length => "its length does not fit its entries",
+            Self::Length => "its length does not fit its entries and blocks",
             Self::Reserved => "bytes that must be zero are not",
             Self::Checksum => "its checksum does not fit",
             Self::Range => "an entry is out of range",
@@ -188,7 +190,7 @@ impl fmt::Display for FrameError {
     }
 }
 
-/// Bytes of a frame with so many entries.
+/// Bytes of a frame with so many entries that carries nothing.
 #[must_use]
 pub const fn frame_bytes(entries: usize) -> usize {
     (HEADER_BYTES + entries * ENTRY_BYTES).next_multiple_of(PAGE_BYTES)
@@ -245,9 +247,15 @@ impl FrameBuffer {
     /// The finished frame, and its checksum.
     #[must_use]
     pub fn finish(self, header: &FrameHeader) -> (Vec<u8>, u32) {
+        self.finish_carrying(header, 0)
+    }
+
+    /// The same with room for so many blocks, which [`carry`] brings in.
+    #[must_use]
+    pub fn finish_carrying(self, header: &FrameHeader, blocks: u32) -> (Vec<u8>, u32) {
         let entries = self.entries();
         let mut bytes = self.bytes;
-        let length = frame_bytes(entries);
+        let length = frame_bytes(entries) + blocks as usize * BLOCK_BYTES as usize;
         bytes.resize(length, 0);
         bytes[..4].copy_from_slice(&MAGIC);
         bytes[4..6].copy_from_slice(&VERSION.to_le_bytes());
@@ -259,19 +267,42 @@ impl FrameBuffer {
         bytes[24..32].copy_from_slice(&header.generation.to_le_bytes());
         bytes[32..40].copy_from_slice(&header.number.to_le_bytes());
         bytes[40..44].copy_from_slice(&header.chain.to_le_bytes());
-        let checksum = checksum(&bytes);
+        bytes[CARRIED_AT..CARRIED_CRC_AT.start].copy_from_slice(&blocks.to_le_bytes());
+        let checksum = checksum(&bytes[..frame_bytes(le32(&bytes, 12) as usize)]);
         bytes[CRC_AT].copy_from_slice(&checksum.to_le_bytes());
         (bytes, checksum)
     }
 }
 
-/// The checksum of a frame: of all its bytes, those of the checksum taken as zero.
-fn checksum(bytes: &[u8]) -> u32 {
-    let mut digest = CRC.digest();
-    digest.update(&bytes[..CRC_AT.start]);
-    digest.update(&[0; 4]);
-    digest.update(&bytes[CRC_AT.end..]);
-    digest.finalize()
+/// The checksum of a frame: of all its bytes but those it carries, with both checksums taken as zero.
+fn checksum(head: &[u8]) -> u32 {
+    let between = &head[CRC_AT.end..CARRIED_CRC_AT.start];
+    let pieces = [&head[..CRC_AT.start], &[0; 4], between, &[0; 4], &head[CARRIED_CRC_AT.end..]];
+    pieces.into_iter().fold(0, crc32c_append)
+}
+
+/// Brings the blocks into a finished frame that it has room for: `read` fills bytes from an offset of the
+/// data file on.
+pub(crate) fn carry<E>(
+    frame: &mut [u8],
+    mut read: impl FnMut(u64, &mut [u8]) -> Result<(), E>,
+) -> Result<(), E> {
+    if le32(frame, CARRIED_AT) == 0 {
+        return Ok(());
+    }
+    let entries = le32(frame, 12) as usize;
+    let (head, carried) = frame.split_at_mut(frame_bytes(entries));
+    let mut rest = &mut *carried;
+    for bytes in head[HEADER_BYTES..][..entries * ENTRY_BYTES].chunks_exact(ENTRY_BYTES) {
+        if let Some(run) = Entry::parse(bytes).expect("it was encoded here").run() {
+            let (blocks, behind) = rest.split_at_mut(run.count as usize * BLOCK_BYTES as usize);
+            read(run.first.offset(), blocks)?;
+            rest = behind;
+        }
+    }
+    assert!(rest.is_empty(), "a record carries all of its slots or none");
+    head[CARRIED_CRC_AT].copy_from_slice(&crc32c(carried).to_le_bytes());
+    Ok(())
 }
 
 /// A frame that was read and found whole.
@@ -306,15 +337,25 @@ impl<'a> Frame<'a> {
             return Err(FrameError::Reserved);
         }
         let (length, entries) = (le32(page, 8) as usize, le32(page, 12) as usize);
-        // The product stays far from 64 bits.
-        let needed = (HEADER_BYTES as u64 + entries as u64 * ENTRY_BYTES as u64)
+        let carried = le32(page, CARRIED_AT);
+        // The products stay far from 64 bits.
+        let head = (HEADER_BYTES as u64 + entries as u64 * ENTRY_BYTES as u64)
             .next_multiple_of(PAGE_BYTES as u64);
+        let needed = head + u64::from(carried) * u64::from(BLOCK_BYTES);
         if length as u64 != needed || length > FRAME_BYTES_MAX {
             return Err(FrameError::Length);
         }
+        if carried > 0 && kind != FrameKind::Record {
+            return Err(FrameError::Kind);
+        }
         let Some(bytes) = bytes.get(..length) else { return Err(FrameError::Short) };
         let found = le32(bytes, CRC_AT.start);
-        if found != checksum(bytes) && !planted(Bug::TornTailAccepted) {
+        let (head, blocks) = bytes.split_at(head as usize);
+        if found != checksum(head) && !planted(Bug::TornTailAccepted) {
+            return Err(FrameError::Checksum);
+        }
+        let carried_crc = if blocks.is_empty() { 0 } else { crc32c(blocks) };
+        if le32(page, CARRIED_CRC_AT.start) != carried_crc && !planted(Bug::CarriedUnchecked) {
             return Err(FrameError::Checksum);
         }
         let header = FrameHeader {
@@ -332,6 +373,13 @@ impl<'a> Frame<'a> {
         let count = le32(self.bytes, 12) as usize;
         let entries = &self.bytes[HEADER_BYTES..HEADER_BYTES + count * ENTRY_BYTES];
         entries.chunks_exact(ENTRY_BYTES).map(Entry::parse)
+    }
+
+    /// The blocks it carries, one behind the other, in the order in which its entries name slots. Empty if it
+    /// carries none.
+    #[must_use]
+    pub fn carried(&self) -> &'a [u8] {
+        &self.bytes[frame_bytes(le32(self.bytes, 12) as usize)..]
     }
 }
 
@@ -401,6 +449,6 @@ mod tests {
     /// The check value of CRC-32C that every description of it gives.
     #[test]
     fn the_checksum_is_crc_32c() {
-        assert_eq!(CRC.checksum(b"123456789"), 0xe306_9283);
+        assert_eq!(crc32c(b"123456789"), 0xe306_9283);
     }
 }

@@ -7,13 +7,16 @@
 //! same life behind a hole means that the medium lost something, and nobody guesses what.
 //!
 //! The last record may have been read from a cache, and never have reached the medium. So it is written
-//! once more as it is, like the superblock, and synced; only then is the map taken for durable. Nothing else
-//! is written, so that recovery can be broken off and begun again at any point.
+//! once more as it is, like the superblock, and synced; only then is the map taken for durable. Then blocks
+//! that records carry go to their slots: each as the last record that names its slot has it, unless that
+//! one found the slot synced. Nothing else is written, so that recovery can be broken off and begun again at
+//! any point.
 //!
 //! # How to drive it
 //! Take [`Recovery::poll`], do what it says, and tell [`Recovery::handle`] how it went, until there is
 //! nothing more to do; then [`Recovery::finish`]. After a refusal the machine is over.
 
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Range;
@@ -86,6 +89,13 @@ pub enum Step {
         /// Which file.
         file: JournalFile,
     },
+    /// Write these bytes to the data file.
+    WriteData {
+        /// Where.
+        offset: u64,
+        /// What.
+        bytes: Vec<u8>,
+    },
 }
 
 /// Why a sheet cannot be served. Nothing of it was changed.
@@ -95,6 +105,13 @@ pub enum Refusal {
     Storage {
         /// Which.
         file: JournalFile,
+        /// Why.
+        error: Errno,
+    },
+    /// A block that a record carries could not be written to the data file.
+    Restore {
+        /// Where.
+        offset: u64,
         /// Why.
         error: Errno,
     },
@@ -149,6 +166,9 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Storage { file, error } => write!(f, "{file}: storage failed ({error:?})"),
+            Self::Restore { offset, error } => {
+                write!(f, "data: a block could not be put back at byte {offset} ({error:?})")
+            }
             Self::Superblock(error) => write!(f, "superblock: {error}"),
             Self::DeviceSize { expected } => {
                 write!(f, "the sheet is of a device of {expected} bytes")
@@ -194,17 +214,23 @@ pub struct Recovered {
     pub edits: u64,
     /// Whether the last record was cut: it was never acknowledged.
     pub cut: bool,
+    /// Blocks that records carried, and that went to the data file.
+    pub restored: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Stage {
     Superblock,
     Checkpoint,
-    Segment { is_next: bool },
+    Segment {
+        is_next: bool,
+    },
     WriteSuperblock,
     SyncSuperblock,
     WriteRecord,
     SyncRecord,
+    /// Blocks go back to their slots.
+    Restore,
     Done,
 }
 
@@ -229,6 +255,10 @@ pub struct Recovery {
     next: Position,
     /// The last one: its file, its place, its bytes.
     last: Option<(JournalFile, u64, Vec<u8>)>,
+    /// Blocks that go to their slots.
+    carried: BTreeMap<SlotId, Vec<u8>>,
+    /// The slots, once the map is known.
+    slots: Option<SlotTable>,
     report: Recovered,
 }
 
@@ -260,6 +290,8 @@ impl Recovery {
             used: 0,
             next: start,
             last: None,
+            carried: BTreeMap::new(),
+            slots: None,
             report: Recovered::default(),
         }
     }
@@ -298,6 +330,10 @@ impl Recovery {
                 Step::Write { file: *file, offset: *offset, bytes: bytes.clone() }
             }
             Stage::SyncRecord => Step::Sync { file: self.last.as_ref()?.0 },
+            Stage::Restore => {
+                let (slot, bytes) = self.carried.first_key_value()?;
+                Step::WriteData { offset: slot.offset(), bytes: bytes.clone() }
+            }
             Stage::Done => return None,
         })
     }
@@ -311,7 +347,15 @@ impl Recovery {
     /// How the last step went: the bytes of a read, nothing of the others.
     pub fn handle(&mut self, outcome: Result<&[u8], Errno>) -> Result<(), Refusal> {
         let step = self.poll().expect("there was something to do");
-        let (Step::Read { file, .. } | Step::Write { file, .. } | Step::Sync { file }) = step;
+        let file = match step {
+            Step::Read { file, .. } | Step::Write { file, .. } | Step::Sync { file } => file,
+            Step::WriteData { offset, .. } => {
+                outcome.map_err(|error| Refusal::Restore { offset, error })?;
+                self.carried.pop_first();
+                self.stage = self.restore();
+                return Ok(());
+            }
+        };
         let bytes = outcome.map_err(|error| Refusal::Storage { file, error })?;
         self.stage = match self.stage {
             Stage::Superblock => self.read_superblock(bytes)?,
@@ -320,10 +364,15 @@ impl Recovery {
             Stage::WriteSuperblock => Stage::SyncSuperblock,
             Stage::SyncSuperblock if self.last.is_some() => Stage::WriteRecord,
             Stage::WriteRecord => Stage::SyncRecord,
-            Stage::SyncSuperblock | Stage::SyncRecord => Stage::Done,
-            Stage::Done => unreachable!("there was something to do"),
+            Stage::SyncSuperblock | Stage::SyncRecord => self.restore(),
+            Stage::Restore | Stage::Done => unreachable!("it is no step of a journal's file"),
         };
         Ok(())
+    }
+
+    fn restore(&self) -> Stage {
+        let is_done = self.carried.is_empty() || planted(Bug::CarriedNotRestored);
+        if is_done { Stage::Done } else { Stage::Restore }
     }
 
     fn read_superblock(&mut self, bytes: &[u8]) -> Result<Stage, Refusal> {
@@ -368,7 +417,8 @@ impl Recovery {
             if found != expected || kind == FrameKind::Record {
                 return Err(damaged(Damage::Foreign));
             }
-            self.report.checkpoint_entries += apply(&mut self.map, &frame).map_err(damaged)?;
+            let applied = apply(&mut self.map, &mut self.carried, &frame);
+            self.report.checkpoint_entries += applied.map_err(damaged)?;
             self.report.sections += 1;
             self.section = Position { number: self.section.number + 1, chain: frame.checksum };
             at += frame.bytes.len();
@@ -391,7 +441,7 @@ impl Recovery {
         }
         let place = Place { sheet: identity.sheet, generation: generation + u64::from(is_next) };
         let first = self.next;
-        let log = replay(bytes, place, &mut self.next, &mut self.map)
+        let log = replay(bytes, place, &mut self.next, &mut self.map, &mut self.carried)
             .map_err(|(offset, damage)| Refusal::Damaged { file, offset: offset as u64, damage })?;
         self.report.records += log.records;
         self.report.edits += log.edits;
@@ -407,25 +457,39 @@ impl Recovery {
         if !is_next || log.records > 0 {
             self.used = if planted(Bug::ReplayTwice) { 0 } else { log.end as u64 };
         }
-        Ok(if is_next { Stage::WriteSuperblock } else { Stage::Segment { is_next: true } })
+        if !is_next {
+            return Ok(Stage::Segment { is_next: true });
+        }
+        self.check()?;
+        Ok(Stage::WriteSuperblock)
     }
 
-    /// The device, and what was found.
-    pub fn finish(self) -> Result<(Overlay, Recovered), Refusal> {
-        assert!(self.stage == Stage::Done, "recovery is done");
-        let superblock = self.superblock.expect("it was read");
+    /// Before anything is written: whether the map fits the data file.
+    fn check(&mut self) -> Result<(), Refusal> {
         let (needed, there) = (u64::from(highest_slot(&self.map)), u64::from(self.data_slots));
+        let needed = needed.max(self.map.tally().provisioned());
         if needed > there {
             return Err(Refusal::DataShort { needed, there });
         }
         let slots = SlotTable::recovered(self.data_slots, &self.map).map_err(Refusal::SlotTwice)?;
-        let needed = self.map.tally().provisioned();
-        if needed > there {
-            return Err(Refusal::DataShort { needed, there });
+        self.carried.retain(|slot, _| slot.0 < self.data_slots && slots.is_live(*slot));
+        if !self.carried.is_empty() {
+            mark(Mark::BlocksRestored);
         }
+        self.report.restored = self.carried.len() as u64;
+        self.slots = Some(slots);
+        Ok(())
+    }
+
+    /// The device, and what was found.
+    #[must_use]
+    pub fn finish(self) -> (Overlay, Recovered) {
+        assert!(self.stage == Stage::Done, "recovery is done");
+        let superblock = self.superblock.expect("it was read");
+        let slots = self.slots.expect("the map was checked");
         let places = [self.first, self.next];
         let journal = Journal::resumed(self.limits, &superblock, self.segment, places, self.used);
-        Ok((Overlay::recovered(self.config, self.map, slots, journal), self.report))
+        (Overlay::recovered(self.config, self.map, slots, journal), self.report)
     }
 }
 
@@ -455,6 +519,7 @@ fn replay(
     place: Place,
     next: &mut Position,
     map: &mut Map,
+    carried: &mut BTreeMap<SlotId, Vec<u8>>,
 ) -> Result<Log, (usize, Damage)> {
     let mut log = Log { records: 0, edits: 0, last: None, end: 0, is_cut: false };
     while log.end < bytes.len() {
@@ -473,7 +538,7 @@ fn replay(
                 return Err((at, Damage::Hole { next: (at + hole) as u64 }));
             }
         };
-        log.edits += apply(map, &frame).map_err(|damage| (at, damage))?;
+        log.edits += apply(map, carried, &frame).map_err(|damage| (at, damage))?;
         log.records += 1;
         log.end += frame.bytes.len();
         log.last = Some(at..log.end);
@@ -508,18 +573,42 @@ fn later_record(bytes: &[u8], place: Place, next: Position) -> Option<usize> {
     })
 }
 
-/// Applies the entries of a frame, all or none; answers how many.
-fn apply(map: &mut Map, frame: &Frame<'_>) -> Result<u64, Damage> {
-    let mut count = 0;
+/// Applies the entries of a frame, all or none; answers how many. What it carries is from now on in
+/// `carried`; what it names and does not carry is not, for that was synced.
+fn apply(
+    map: &mut Map,
+    carried: &mut BTreeMap<SlotId, Vec<u8>>,
+    frame: &Frame<'_>,
+) -> Result<u64, Damage> {
+    let (mut count, mut slots) = (0, 0);
     for entry in frame.entries() {
         let entry = entry.map_err(Damage::Frame)?;
         if entry.blocks().end > map.blocks() {
             return Err(Damage::BeyondDevice);
         }
+        slots += entry.run().map_or(0, |run| u64::from(run.count));
         count += 1;
     }
+    let mut blocks = frame.carried().chunks_exact(BLOCK_BYTES as usize);
+    if blocks.len() > 0 && blocks.len() as u64 != slots {
+        return Err(Damage::Frame(FrameError::Length));
+    }
     for entry in frame.entries() {
-        apply_entry(map, &entry.expect("just checked"));
+        let entry = entry.expect("just checked");
+        apply_entry(map, &entry);
+        let Some(run) = entry.run() else { continue };
+        if blocks.len() > 0 {
+            let slots = (0..run.count).map(|index| run.slot(index));
+            carried.extend(slots.zip(blocks.by_ref().map(<[u8]>::to_vec)));
+            continue;
+        }
+        let synced = run.first..SlotId(run.first.0 + run.count);
+        while !planted(Bug::CarriedOutlives)
+            && let Some((slot, _)) = carried.range(synced.clone()).next()
+        {
+            let slot = *slot;
+            carried.remove(&slot);
+        }
     }
     Ok(count)
 }

@@ -6,7 +6,9 @@
 use core::fmt;
 use core::ops::Range;
 
-use super::frame::{CRC, PAGE_BYTES, VERSION, le32, le64};
+use crc32c::crc32c;
+
+use super::frame::{PAGE_BYTES, VERSION, le32, le64};
 use super::{JournalFile, SEGMENT_BYTES_MAX};
 use crate::limits::DEVICE_BYTES_MAX;
 
@@ -99,7 +101,7 @@ impl Superblock {
         bytes[80..88].copy_from_slice(&self.identity.segment_bytes.to_le_bytes());
         bytes[88..96].copy_from_slice(&self.number.to_le_bytes());
         bytes[96..100].copy_from_slice(&self.chain.to_le_bytes());
-        let checksum = CRC.checksum(&bytes[..CRC_AT]);
+        let checksum = crc32c(&bytes[..CRC_AT]);
         bytes[CRC_AT..].copy_from_slice(&checksum.to_le_bytes());
         bytes
     }
@@ -111,7 +113,7 @@ impl Superblock {
             return Err(SuperblockError::Magic);
         }
         // Where the checksum lies is the same in every version, so that a damaged version is no version.
-        if CRC.checksum(&bytes[..CRC_AT]) != le32(bytes, CRC_AT) {
+        if crc32c(&bytes[..CRC_AT]) != le32(bytes, CRC_AT) {
             return Err(SuperblockError::Checksum);
         }
         let version = u16::from_le_bytes([bytes[8], bytes[9]]);
@@ -211,7 +213,7 @@ mod tests {
     fn beside_a_copy_of_a_newer_version_none_counts() {
         let mut newer = superblock(8).encode();
         newer[8] = 2;
-        let checksum = CRC.checksum(&newer[..CRC_AT]);
+        let checksum = crc32c(&newer[..CRC_AT]);
         newer[CRC_AT..].copy_from_slice(&checksum.to_le_bytes());
         let file = [newer, superblock(7).encode()].concat();
         assert_eq!(Superblock::newest(&file), Err(SuperblockError::Version(2)));

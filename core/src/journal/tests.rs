@@ -8,7 +8,7 @@ use std::vec::Vec;
 use super::frame::{Frame, FrameError, PAGE_BYTES};
 use super::recovery::{Damage, Recovered, Recovery, Refusal, Step, blank};
 use super::superblock::{Identity, SuperblockError};
-use super::{Action, JournalFile, Task};
+use super::{Action, JournalFile, Lane, Task};
 use crate::map::Entry;
 use crate::overlay::{Extent, Reserve, SessionKey};
 use crate::{Errno, JournalLimits, Overlay, OverlayConfig};
@@ -29,14 +29,19 @@ fn limits() -> JournalLimits {
         fresh_slots_max: 2000,
         limbo_slots_max: 200,
         section_entries: 50,
+        carried_slots_max: 0,
     }
 }
 
-/// The files of a sheet, and how many slots its data file has.
+/// The files of a sheet, and a byte for each slot of its data file.
 #[derive(Clone)]
 struct Files {
     files: BTreeMap<JournalFile, Vec<u8>>,
-    slots: u32,
+    data: Vec<u8>,
+    synced: Vec<u8>,
+    /// How often a barrier synced it.
+    syncs: u32,
+    carried_slots_max: u32,
 }
 
 impl Files {
@@ -57,7 +62,12 @@ impl Files {
             (JournalFile::Segment(false), segment.clone()),
             (JournalFile::Segment(true), segment),
         ]);
-        Self { files, slots: 0 }
+        Self { files, data: Vec::new(), synced: Vec::new(), syncs: 0, carried_slots_max: 0 }
+    }
+
+    /// Of the data file, nothing is left that was not synced.
+    fn cut_power(&mut self) {
+        self.data.clone_from(&self.synced);
     }
 
     fn file(&mut self, file: JournalFile) -> &mut Vec<u8> {
@@ -76,7 +86,8 @@ impl Files {
     }
 
     fn recover_as(&mut self, config: OverlayConfig) -> Result<(Overlay, Recovered), Refusal> {
-        let mut recovery = Recovery::new(config, [7; 32], self.slots, limits());
+        let limits = JournalLimits { carried_slots_max: self.carried_slots_max, ..limits() };
+        let mut recovery = Recovery::new(config, [7; 32], self.data.len() as u32, limits);
         while let Some(step) = recovery.poll() {
             let mut read = Vec::new();
             match step {
@@ -88,22 +99,37 @@ impl Files {
                 }
                 Step::Write { file, offset, bytes } => self.write(file, offset, &bytes),
                 Step::Sync { .. } => {}
+                Step::WriteData { offset, bytes } => {
+                    assert!(bytes.iter().all(|byte| *byte == bytes[0]));
+                    self.data[offset as usize / 4096] = bytes[0];
+                }
             }
             recovery.handle(Ok(&read))?;
         }
-        recovery.finish()
+        Ok(recovery.finish())
     }
 
     /// Does what the journal wants, until it wants nothing more.
     fn work(&mut self, overlay: &mut Overlay) {
-        while let Some(task) = overlay.poll_task() {
-            self.perform(&task);
+        while let Some(mut task) = overlay.poll_task() {
+            self.perform(&mut task);
             overlay.finished(task, Ok(()));
         }
         while overlay.poll_woken().is_some() {}
     }
 
-    fn perform(&mut self, task: &Task) {
+    fn perform(&mut self, task: &mut Task) {
+        let read = |offset: u64, bytes: &mut [u8]| {
+            for (index, block) in bytes.chunks_mut(4096).enumerate() {
+                block.fill(self.data[offset as usize / 4096 + index]);
+            }
+            Ok::<_, Errno>(())
+        };
+        task.carry(read).unwrap();
+        if task.action == Action::SyncData {
+            self.synced.clone_from(&self.data);
+            self.syncs += u32::from(task.lane() == Lane::Barrier);
+        }
         if let Action::Write { file, offset, bytes } = &task.action {
             self.write(*file, *offset, bytes);
         }
@@ -115,7 +141,8 @@ impl Files {
             match overlay.reserve(extent, KEY, &mut runs).unwrap() {
                 Reserve::Granted(grant) => break grant,
                 Reserve::Wait => {
-                    self.slots += overlay.poll_growth().unwrap();
+                    let slots = overlay.poll_growth().unwrap();
+                    self.data.resize(self.data.len() + slots as usize, 0);
                     overlay.grown(true);
                     overlay.take_waiting();
                 }
@@ -134,6 +161,15 @@ fn written(blocks: Range<u64>) -> Extent {
 
 fn zeroed(blocks: Range<u64>, provision: bool) -> Extent {
     Extent { blocks: blocks.clone(), zero: blocks, provision }
+}
+
+/// By what each block in a slot is known.
+fn shown(overlay: &Overlay, data: &[u8]) -> Vec<u8> {
+    let shown = |entry| match entry {
+        Entry::Slot(slot) => data[slot.0 as usize],
+        _ => 0,
+    };
+    (0..BLOCKS).map(|block| shown(overlay.entry(block))).collect()
 }
 
 fn map_of(overlay: &Overlay) -> Vec<Entry> {
@@ -160,6 +196,47 @@ fn what_was_flushed_is_there_again_and_what_was_not_is_not() {
     assert_eq!((report.records, report.edits, report.cut), (1, 6, false));
     again.audit();
     assert_eq!(again.counts().live, 11);
+}
+
+#[test]
+fn a_record_of_few_slots_carries_them_and_they_are_put_back() {
+    let mut files = Files { carried_slots_max: 4, ..Files::new() };
+    let (mut overlay, _) = files.recover().unwrap();
+    let flushed = |files: &mut Files, overlay: &mut Overlay, extent: &Extent, version: u8| {
+        let before = files.syncs;
+        files.change(overlay, extent);
+        for block in extent.blocks.clone() {
+            if let Entry::Slot(slot) = overlay.entry(block) {
+                files.data[slot.0 as usize] = version;
+            }
+        }
+        overlay.flush();
+        files.work(overlay);
+        files.syncs == before
+    };
+    // The data file has just grown: its length must be synced, and the bytes are with it.
+    assert!(!flushed(&mut files, &mut overlay, &written(0..2), 1));
+    assert!(flushed(&mut files, &mut overlay, &written(1..5), 2));
+    assert!(flushed(&mut files, &mut overlay, &zeroed(900..903, true), 3));
+    assert!(flushed(&mut files, &mut overlay, &written(3..4), 4));
+    // More than a record carries.
+    assert!(!flushed(&mut files, &mut overlay, &written(10..15), 5));
+    assert!(flushed(&mut files, &mut overlay, &written(11..12), 6));
+    let (map, before) = (map_of(&overlay), shown(&overlay, &files.data));
+    files.cut_power();
+    assert!(shown(&overlay, &files.data) != before);
+    let (again, report) = files.recover().unwrap();
+    assert_eq!((report.generation, report.records, report.restored), (1, 3, 2));
+    assert!(map_of(&again) == map && shown(&again, &files.data) == before);
+    assert_eq!(before[..5], [1, 2, 2, 4, 2]);
+    assert_eq!(before[10..15], [5, 6, 5, 5, 5]);
+    // Not one bit of what is carried may change.
+    let mut damaged = files.clone();
+    let segment = damaged.file(JournalFile::Segment(true));
+    let last = segment.iter().rposition(|byte| *byte == 6).unwrap();
+    segment[last] ^= 1;
+    let (_, report) = damaged.recover().unwrap();
+    assert_eq!((report.records, report.cut), (2, true));
 }
 
 #[test]
@@ -281,7 +358,7 @@ fn a_torn_last_record_is_cut_and_a_hole_before_the_last_is_a_refusal() {
 fn recovery_writes_the_last_record_and_the_superblock_once_more() {
     let (mut files, length) = two_records();
     let before = files.files.clone();
-    let mut recovery = Recovery::new(config(), [7; 32], files.slots, limits());
+    let mut recovery = Recovery::new(config(), [7; 32], files.data.len() as u32, limits());
     let mut written = Vec::new();
     while let Some(step) = recovery.poll() {
         let mut read = Vec::new();
@@ -292,6 +369,7 @@ fn recovery_writes_the_last_record_and_the_superblock_once_more() {
                 written.push((file, offset));
             }
             Step::Sync { file } => assert_eq!(file, written.last().unwrap().0),
+            Step::WriteData { .. } => unreachable!("nothing is carried"),
         }
         recovery.handle(Ok(&read)).unwrap();
     }
@@ -326,7 +404,10 @@ fn every_refusal_says_what_is_wrong_and_where() {
         refusal(&|files| files.file(JournalFile::Segment(true)).truncate(5)),
         damaged(JournalFile::Segment(true), 5, Damage::Frame(FrameError::Short))
     );
-    assert_eq!(refusal(&|files| files.slots = 2), Refusal::DataShort { needed: 5, there: 2 });
+    assert_eq!(
+        refusal(&|files| files.data.truncate(2)),
+        Refusal::DataShort { needed: 5, there: 2 }
+    );
     let other = files.clone();
     let mut recovery = Recovery::new(config(), [8; 32], 16, limits());
     assert_eq!(recovery.handle(Ok(&other.files[&JournalFile::Superblock])), Err(Refusal::Template));

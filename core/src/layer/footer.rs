@@ -3,11 +3,12 @@
 use alloc::string::String;
 use core::ops::Range;
 
+use crc32c::crc32c;
 use sha2::{Digest, Sha256};
 
 use super::index::{FRAME_ENTRY_BYTES, RUN_BYTES};
 use super::{Damage, Fault};
-use crate::journal::frame::{CRC, PAGE_BYTES, le32, le64};
+use crate::journal::frame::{PAGE_BYTES, le32, le64};
 use crate::judge::{Bug, planted};
 use crate::limits::{BLOCK_BYTES, DEVICE_BYTES_MAX};
 
@@ -188,7 +189,7 @@ impl Footer {
             entry[16] = position as u8 + 1;
             entry[32..].copy_from_slice(&section.digest);
         }
-        let checksum = CRC.checksum(&bytes[..CRC_AT]);
+        let checksum = crc32c(&bytes[..CRC_AT]);
         bytes[CRC_AT..].copy_from_slice(&checksum.to_le_bytes());
         bytes
     }
@@ -203,7 +204,7 @@ impl Footer {
             return Err(damage(0, Fault::NoFooter));
         }
         // Where the checksum lies is the same in every version, so that a damaged version is no version.
-        if CRC.checksum(&page[..CRC_AT]) != le32(page, CRC_AT) {
+        if crc32c(&page[..CRC_AT]) != le32(page, CRC_AT) {
             return Err(damage(CRC_AT, Fault::Checksum));
         }
         let version = u16::from_le_bytes([page[8], page[9]]);

@@ -107,7 +107,7 @@ fn refused(change: impl FnOnce(&mut [u8])) -> Fault {
     let (_, mut file) = sample();
     let at = file.len() - FOOTER_BYTES;
     change(&mut file[at..]);
-    let checksum = crate::journal::frame::CRC.checksum(&file[at..at + 4092]);
+    let checksum = crc32c::crc32c(&file[at..at + 4092]);
     file[at + 4092..].copy_from_slice(&checksum.to_le_bytes());
     open(&file).unwrap_err().fault
 }

@@ -99,16 +99,25 @@ impl Overlay {
     /// The next thing to do for the journal, if any. Ask until there is none, after every use of the
     /// overlay; then [`Self::poll_woken`].
     pub fn poll_task(&mut self) -> Option<Task> {
-        self.journal.as_mut()?.poll(self.epoch, &self.map, &mut self.slots)
+        let task = self.journal.as_mut()?.poll(self.epoch, &self.map, &mut self.slots);
+        // A barrier that found nothing to record is over without a task.
+        if !planted(Bug::SettledUnnoticed) {
+            self.end_wait_for_space();
+        }
+        task
     }
 
     /// A task is done. It is handed back with its outcome; whatever it was, a failure is final.
     pub fn finished(&mut self, task: Task, result: Result<(), Errno>) {
         let journal = self.journal.as_mut().expect("the task came from it");
         journal.finished(task, result, &self.map);
-        let growth = &mut self.growth;
-        let waits = |epoch: &mut Epoch| !journal.has_failed() && journal.durable() < *epoch;
-        if growth.barrier.is_some() && growth.barrier.take_if(|epoch| !waits(epoch)).is_some() {
+        self.end_wait_for_space();
+    }
+
+    fn end_wait_for_space(&mut self) {
+        let (Some(journal), growth) = (&self.journal, &mut self.growth) else { return };
+        let is_over = |epoch: &mut Epoch| journal.has_failed() || journal.durable() >= *epoch;
+        if growth.barrier.take_if(is_over).is_some() {
             // Slots may have become free: whoever waited asks again.
             growth.demand = 0;
         }

@@ -47,7 +47,7 @@ impl World {
             let read = self.recovery_step(&step);
             recovery.handle(Ok(&read)).expect("a blank sheet is whole");
         }
-        self.overlay = recovery.finish().expect("a blank sheet is whole").0;
+        self.overlay = recovery.finish().0;
     }
 
     /// How many crashes there will be.
@@ -137,7 +137,7 @@ impl World {
             let read = self.recovery_step(&step);
             recovery.handle(Ok(&read)).map_err(Stopped::Refused)?;
         }
-        let (overlay, report) = recovery.finish().map_err(Stopped::Refused)?;
+        let (overlay, report) = recovery.finish();
         self.overlay = overlay;
         let numbers = [report.records, report.edits, report.sections, u64::from(report.cut)];
         self.note("replayed", 0, numbers);
@@ -153,6 +153,10 @@ impl World {
                 self.disk.write(DiskFile::Journal(*file), *offset, &bytes[..count]);
             }
             Step::Sync { file } => self.disk.fail_to_sync(DiskFile::Journal(*file)),
+            Step::WriteData { offset, bytes } => {
+                let count = self.tape.draw(Lane::Records, bytes.len() as u64 + 1) as usize;
+                self.disk.write(DiskFile::Data, *offset, &bytes[..count]);
+            }
         }
         let power = self.tape.chance(Lane::Backend, 50);
         if power {
@@ -170,6 +174,9 @@ impl World {
                 self.disk.write(DiskFile::Journal(*file), *offset, bytes);
             }
             Step::Sync { file } => self.disk.sync(DiskFile::Journal(*file)),
+            Step::WriteData { offset, bytes } => {
+                self.disk.write(DiskFile::Data, *offset, bytes);
+            }
         }
         Vec::new()
     }
@@ -180,7 +187,7 @@ impl World {
         self.disk.spoil(DiskFile::Journal(rot.file), rot.byte);
         let mut recovery = self.recovery();
         let refusal = loop {
-            let Some(step) = recovery.poll() else { break recovery.finish().err() };
+            let Some(step) = recovery.poll() else { break None };
             let Step::Read { file, offset, length } = step else { break None };
             let read = self.disk.read(DiskFile::Journal(file), offset, length);
             if let Err(refusal) = recovery.handle(Ok(read)) {
@@ -254,9 +261,17 @@ impl World {
     /// A task of the journal goes on. Answers how it ended, if it did.
     pub(super) fn perform_task(
         &mut self,
-        task: &Task,
+        task: &mut Task,
         done: &mut usize,
     ) -> Option<Result<(), Errno>> {
+        if *done == 0 {
+            let data = self.disk.bytes(DiskFile::Data);
+            let read = |offset: u64, bytes: &mut [u8]| {
+                bytes.copy_from_slice(&data[offset as usize..][..bytes.len()]);
+                Ok::<_, Errno>(())
+            };
+            task.carry(read).expect("the data file has its slots");
+        }
         let per_1000 = self.swarm.sheet.as_ref().map_or(0, |sheet| sheet.fault_per_1000);
         let fails = !self.is_calm() && self.tape.draw(Lane::Backend, 1000) >= 1000 - per_1000;
         match &task.action {
@@ -283,10 +298,10 @@ impl World {
     /// Everything that is visible becomes durable, at the end of a run.
     pub(super) fn flush_all(&mut self) {
         self.overlay.flush();
-        while let Some(task) = self.overlay.poll_task() {
+        while let Some(mut task) = self.overlay.poll_task() {
             let mut done = 0;
             let result = loop {
-                if let Some(result) = self.perform_task(&task, &mut done) {
+                if let Some(result) = self.perform_task(&mut task, &mut done) {
                     break result;
                 }
             };

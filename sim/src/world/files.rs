@@ -39,8 +39,8 @@ impl World {
                 return Ok(());
             }
             Kind::Task { task, done } => {
-                let goes_on = task.take().expect("it is handed back once");
-                let Some(result) = self.perform_task(&goes_on, done) else {
+                let mut goes_on = task.take().expect("it is handed back once");
+                let Some(result) = self.perform_task(&mut goes_on, done) else {
                     *task = Some(goes_on);
                     self.operations.push(operation);
                     return Ok(());

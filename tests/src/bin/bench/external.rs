@@ -9,7 +9,7 @@ use glassine_tests::server::text;
 
 use crate::measure::{Storage, explain};
 use crate::results::{Round, Row};
-use crate::servers::{InPlace, Kind, Server};
+use crate::servers::{InPlace, Kind, Server, Setup};
 use crate::workloads::{Stage, Tool, Workload};
 
 impl Tool {
@@ -19,11 +19,16 @@ impl Tool {
         // As many as take about the time of a round.
         let count = ((seconds * 40_000.0) as u64).max(2000);
         let line = match self {
-            Self::FioRead | Self::FioWrite => {
-                let rw = if self == Self::FioRead { "randread" } else { "randwrite" };
+            Self::FioRead | Self::FioWrite | Self::FioFlush(_) => {
+                // Its engine refuses `fdatasync=1`; both would be a FLUSH.
+                let (how, depth) = match self {
+                    Self::FioRead => ("--rw=randread", 32),
+                    Self::FioFlush(depth) => ("--rw=randwrite --fsync=1", depth),
+                    _ => ("--rw=randwrite", 32),
+                };
                 let (size, ms) = (storage.span, storage.time.as_millis());
                 format!(
-                    "fio --name=bench --ioengine=nbd --rw={rw} --bs=4k --iodepth=32 --size={size} \
+                    "fio --name=bench --ioengine=nbd {how} --bs=4k --iodepth={depth} --size={size} \
                      --time_based --runtime={ms}ms --output-format=json --uri="
                 )
             }
@@ -54,7 +59,7 @@ impl Tool {
         }
         let figure = match self {
             Self::FioRead => fio(&out, "read"),
-            Self::FioWrite => fio(&out, "write"),
+            Self::FioWrite | Self::FioFlush(_) => fio(&out, "write"),
             Self::Nbdcopy => {
                 let bytes = storage.setup(1, InPlace::Copy).bytes;
                 Some(bytes as f64 / f64::from(1 << 20) / seconds)
@@ -85,12 +90,18 @@ fn bench(out: &str) -> Option<f64> {
 /// Measures a workload of another's client.
 pub(crate) fn external(storage: &Storage, workload: &Workload, tool: Tool) -> Row {
     let mut row = storage.row(workload);
-    let writes = matches!(tool, Tool::FioWrite | Tool::BenchWrite);
+    let durable = matches!(tool, Tool::FioFlush(_));
+    let writes = durable || matches!(tool, Tool::FioWrite | Tool::BenchWrite);
     let stage = if writes { Stage::Written } else { Stage::Template };
     let mut running: Vec<(Kind, Server)> = Vec::new();
     for entry in &mut row.entries {
+        if durable && !entry.server.makes_durable() {
+            entry.failure = Some("not measured: its FLUSH makes nothing durable".into());
+            continue;
+        }
         let start = || {
-            let server = entry.server.start(&storage.setup(1, InPlace::Copy))?;
+            let setup = Setup { durable, ..storage.setup(1, InPlace::Copy) };
+            let server = entry.server.start(&setup)?;
             let warm = storage.warm(&server, stage)?;
             drop(warm);
             // Not counted: the first run of a tool finds its libraries cold.

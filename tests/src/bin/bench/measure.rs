@@ -47,7 +47,7 @@ impl Storage {
 
     pub(crate) fn setup(&self, devices: usize, in_place: InPlace) -> Setup<'_> {
         let (home, template) = (self.home.path(), &self.template);
-        Setup { home, template, bytes: self.span + TAIL, devices, in_place }
+        Setup { home, template, bytes: self.span + TAIL, devices, in_place, durable: false }
     }
 
     /// A load on one connection.

@@ -55,6 +55,9 @@ pub(crate) struct Setup<'a> {
     pub(crate) devices: usize,
     /// What servers without copy-on-write find in their files.
     pub(crate) in_place: InPlace,
+    /// Whether FLUSH must make writes durable. The others do so by default; nbd-server is told to
+    /// (`sync` and `flush`).
+    pub(crate) durable: bool,
 }
 
 /// The file of a server without copy-on-write.
@@ -110,6 +113,11 @@ impl Kind {
     /// Whether it forgets what was written when the connection ends.
     pub(crate) fn forgets(self) -> bool {
         self == Self::NbdServerCow
+    }
+
+    /// Whether a FLUSH is a promise: what is on stable storage then, and not only in memory.
+    pub(crate) fn makes_durable(self) -> bool {
+        !matches!(self, Self::Glassine | Self::NbdkitMemory | Self::Limit)
     }
 
     /// The commands that start one process of it, for the first of its devices.
@@ -188,6 +196,7 @@ impl Kind {
                         setup.template.display(),
                         home.display()
                     );
+                    config += if setup.durable { "  sync = true\n  flush = true\n" } else { "" };
                 }
                 fs::write(home.join("nbd-server.conf"), config)?;
                 // It forks, and the parent is gone: its id is in a file.

@@ -18,6 +18,8 @@ pub(crate) enum Stage {
 pub(crate) enum Tool {
     FioRead,
     FioWrite,
+    /// Each write is followed by a FLUSH; so many are in flight.
+    FioFlush(u32),
     Nbdcopy,
     BenchRead,
     BenchWrite,
@@ -117,6 +119,8 @@ pub(crate) const ALL: &[Workload] = &[
     workload("quiet-device", "on a quiet device, 1 in flight, beside a busy one", Ratio, What::QuietDevice),
     workload("fio-read", "fio, 4 KiB random read, 32 in flight", Operations, What::External(Tool::FioRead)),
     workload("fio-write", "fio, 4 KiB random write, 32 in flight", Operations, What::External(Tool::FioWrite)),
+    workload("fio-flush-qd1", "fio, 4 KiB random write, a FLUSH after each, 1 in flight", Operations, What::External(Tool::FioFlush(1))),
+    workload("fio-flush-qd32", "fio, 4 KiB random write, a FLUSH after each, 32 in flight", Operations, What::External(Tool::FioFlush(32))),
     workload("nbdcopy", "nbdcopy, whole device to null:", MiB, What::External(Tool::Nbdcopy)),
     workload("qemu-img-read", "qemu-img bench, 4 KiB read, 32 in flight", Operations, What::External(Tool::BenchRead)),
     workload("qemu-img-write", "qemu-img bench, 4 KiB write, 32 in flight", Operations, What::External(Tool::BenchWrite)),
