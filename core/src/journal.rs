@@ -45,6 +45,9 @@ use crate::slot::SlotTable;
 use frame::{Content, Entry, FRAME_BYTES_MAX, FrameBuffer, FrameHeader, FrameKind, frame_bytes};
 use superblock::{Identity, Superblock};
 
+/// A device that never rests is made durable with every so many ticks.
+const BUSY_TICKS_MAX: u32 = 6;
+
 /// The files of a sheet beside its data file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum JournalFile {
@@ -224,6 +227,9 @@ pub(crate) struct Journal {
     durable: Epoch,
     captured: Epoch,
     wanted: Epoch,
+    /// Publishes up to here were there at the last tick; ticks since something was wanted.
+    last_tick: Epoch,
+    busy_ticks: u32,
     failed: bool,
     waiting: Vec<SessionKey>,
     woken: Vec<SessionKey>,
@@ -272,6 +278,8 @@ impl Journal {
             durable: now,
             captured: now,
             wanted: now,
+            last_tick: now,
+            busy_ticks: 0,
             failed: false,
             waiting: Vec::new(),
             woken: Vec::new(),
@@ -351,6 +359,17 @@ impl Journal {
         self.wanted = self.wanted.max(epoch);
     }
 
+    /// For every few seconds: everything is to become durable once nothing was published since the last call,
+    /// and with every [`BUSY_TICKS_MAX`]th call whatever happens.
+    pub(crate) fn want_when_quiet(&mut self, now: Epoch) {
+        let is_quiet = core::mem::replace(&mut self.last_tick, now) == now;
+        self.busy_ticks += 1;
+        if is_quiet || self.busy_ticks == BUSY_TICKS_MAX {
+            self.busy_ticks = 0;
+            self.want(now);
+        }
+    }
+
     /// The session hears of the next step forward.
     pub(crate) fn wait(&mut self, key: SessionKey) {
         if !self.waiting.contains(&key) {
@@ -386,7 +405,7 @@ impl Journal {
         if self.barrier.busy {
             return None;
         }
-        if self.barrier.stage == BarrierStage::Idle && self.wants_barrier() {
+        if self.barrier.stage == BarrierStage::Idle && self.wants_barrier(slots) {
             self.capture(now, slots);
         }
         let file = segment_file(self.segment);
@@ -404,13 +423,13 @@ impl Journal {
         }
     }
 
-    fn wants_barrier(&self) -> bool {
+    fn wants_barrier(&self, slots: &SlotTable) -> bool {
         // What is left is room for what is published until it is done.
         let queue_most = self.limits.queue_entries_max / 4 * 3;
         let fresh_most = self.limits.fresh_slots_max / 4 * 3;
         let by_itself = self.queue.entries() > queue_most as usize
             || self.fresh > u64::from(fresh_most)
-            || self.limbo > u64::from(self.limits.limbo_slots_max);
+            || self.limbo > u64::from(self.limits.limbo_slots_max + slots.counts().live / 8);
         if by_itself {
             mark(Mark::BarrierByItself);
         }

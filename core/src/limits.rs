@@ -89,7 +89,8 @@ pub struct JournalLimits {
     /// Slots that the edits may name which wait for a barrier: the work of one capture. At three quarters of
     /// it, or of the queue, a barrier begins by itself.
     pub fresh_slots_max: u32,
-    /// Slots that may wait for a record before they are used again, until a barrier begins by itself.
+    /// Slots that may wait for a record before they are used again, until a barrier begins by itself; and one
+    /// more for every eight that are live.
     pub limbo_slots_max: u32,
     /// Runs of the map that one section of a checkpoint looks at: the bound on one step of it.
     pub section_entries: u32,

@@ -170,6 +170,10 @@ pub struct Serve {
     /// Where to look for the parents of a layer, apart from beside it. May be given several times.
     #[arg(long = "layer-dir", value_name = "DIR")]
     pub layer_dirs: Vec<PathBuf>,
+    /// Read the whole template first, and refuse a sheet that was made over another by any bit. The sheet remembers
+    /// the SHA-256; it takes as long as reading the file.
+    #[arg(long)]
+    pub verify_template: bool,
     /// The size of the device, such as 10G; without --template the device is blank.
     #[arg(long, value_parser = parse_size)]
     pub size: Option<u64>,
@@ -211,6 +215,7 @@ impl Serve {
             config.control = self.control.or(config.control);
             config.workers = self.workers.or(config.workers);
             config.detect_zeroes = self.detect_zeroes.unwrap_or(config.detect_zeroes);
+            config.verify_templates |= self.verify_template;
             config.layer_dirs.extend(self.layer_dirs);
             return Ok(config);
         }
@@ -230,6 +235,7 @@ impl Serve {
             workers: self.workers,
             detect_zeroes: self.detect_zeroes.unwrap_or(true),
             layer_dirs: self.layer_dirs,
+            verify_templates: self.verify_template,
             devices: vec![device],
         })
     }

@@ -21,6 +21,9 @@ pub struct Config {
     /// Where layers look for their parents, apart from beside themselves.
     #[serde(default)]
     pub layer_dirs: Vec<PathBuf>,
+    /// Whether raw templates are read in full at the start: see [`Template::digest`](crate::template::Template::digest).
+    #[serde(default)]
+    pub verify_templates: bool,
     /// The devices.
     #[serde(rename = "device")]
     pub devices: Vec<DeviceConfig>,

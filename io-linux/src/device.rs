@@ -142,9 +142,17 @@ impl Device {
             _ if config.read_only => Storage::of(Overlay::new(owner.config)),
             None => Storage::temporary(&owner)?,
             Some(path) => {
-                let template = template.as_ref().map(|template| template.path().to_owned());
+                let path_of = template.as_ref().map(|template| template.path().to_owned());
+                let sha256 = template.as_ref().and_then(|template| template.sha256());
+                let sha256 = sha256.map(str::to_owned);
                 let format = if config.ephemeral { 0 } else { sheet::FORMAT };
-                let note = SheetNote { format, template, template_bytes, size_bytes };
+                let note = SheetNote {
+                    format,
+                    template: path_of,
+                    template_bytes,
+                    size_bytes,
+                    template_sha256: sha256.or_else(|| Sheet::note(path)?.template_sha256),
+                };
                 Storage::open(path, config.ephemeral, &note, &owner)?
             }
         };

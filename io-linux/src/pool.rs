@@ -23,6 +23,8 @@ use crate::sync::{Arc, AtomicBool, Condvar, Mutex, Ordering, lock, thread, wait}
 // The model checker has room for few.
 const THREADS_MAX: usize = if cfg!(loom) { 2 } else { 32 };
 const IDLE_TIME: Duration = Duration::from_secs(10);
+/// What a barrier takes: sync the data, write the record, sync it.
+const BARRIER_TASKS: usize = 3;
 
 /// Something that may block.
 #[derive(Debug)]
@@ -134,15 +136,20 @@ impl Pool {
         }
     }
 
-    /// Does what takes no time, and what that leads to; whatever may block is left to the threads.
+    /// Does what takes no time, and what that leads to; whatever may block is left to the threads. So is
+    /// what others ask for meanwhile: they could keep this thread from its own clients for ever.
     fn perform_quick(&self, job: Job) {
         let mut next = Some(job);
-        while let Some(job) = next {
-            next = match &job {
-                Job::Journal { device, task } if device.is_quick(task) => self.perform(job),
-                _ => return self.submit(job),
+        for _ in 0..BARRIER_TASKS {
+            next = match next {
+                None => return,
+                Some(Job::Journal { device, task }) if device.is_quick(&task) => {
+                    self.perform(Job::Journal { device, task })
+                }
+                Some(_) => break,
             };
         }
+        next.into_iter().for_each(|job| self.submit(job));
     }
 
     /// Waits until all jobs are done, their devices let go, and the threads about to end. For when

@@ -1,7 +1,7 @@
 //! A whole server: devices, listeners and workers, from start to drain.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread::{self, JoinHandle};
 
 use anyhow::Context;
@@ -134,7 +134,7 @@ fn open_devices(config: &Config) -> anyhow::Result<Vec<Arc<Device>>> {
                 Some(match templates.iter().find(same) {
                     Some(known) => Arc::clone(known),
                     None => {
-                        let opened = Arc::new(open_template(path, &config.layer_dirs)?);
+                        let opened = Arc::new(open_template(path, config)?);
                         templates.push(Arc::clone(&opened));
                         opened
                     }
@@ -146,9 +146,9 @@ fn open_devices(config: &Config) -> anyhow::Result<Vec<Arc<Device>>> {
     Ok(devices)
 }
 
-fn open_template(path: &Path, layer_dirs: &[PathBuf]) -> anyhow::Result<Template> {
+fn open_template(path: &Path, config: &Config) -> anyhow::Result<Template> {
     let began = std::time::Instant::now();
-    let template = Template::open(path, layer_dirs)?;
+    let mut template = Template::open(path, &config.layer_dirs)?;
     if let Some(composed) = template.composed() {
         let milliseconds = began.elapsed().as_millis() as u64;
         let chain = composed.chain();
@@ -156,6 +156,10 @@ fn open_template(path: &Path, layer_dirs: &[PathBuf]) -> anyhow::Result<Template
         let over = base.as_deref().unwrap_or("zeroes");
         let layers = chain.layers.len();
         tracing::info!(template = %path.display(), milliseconds, layers, over, "opened layers");
+    } else if config.verify_templates {
+        let sha256 = template.digest()?;
+        let milliseconds = began.elapsed().as_millis() as u64;
+        tracing::info!(template = %path.display(), milliseconds, sha256, "read the whole template");
     }
     Ok(template)
 }

@@ -48,6 +48,9 @@ pub struct SheetNote {
     pub template_bytes: u64,
     /// Size of the device to the byte.
     pub size_bytes: u64,
+    /// SHA-256 of the template in hexadecimal digits, once it was read in full.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template_sha256: Option<String>,
 }
 
 /// The newest layout of the directory.
@@ -168,6 +171,14 @@ impl Sheet {
                 "sheet {shown} belongs to {}, not to {}; use another --sheet, or remove {shown} if it is not needed",
                 found.describe_template(),
                 note.describe_template(),
+            );
+        }
+        if let (Some(found), Some(now)) = (&found.template_sha256, &note.template_sha256)
+            && found != now
+        {
+            bail!(
+                "sheet {shown} was made over a template with the SHA-256 {found}, but {} has {now}; put back the image it was made over, or use another --sheet",
+                note.describe_template()
             );
         }
         if found.size_bytes != note.size_bytes {

@@ -50,6 +50,7 @@ pub struct Template {
     bytes: u64,
     identity: (u64, u64),
     fingerprint: [u8; 32],
+    sha256: Option<String>,
     mapping: Mapping,
     /// Present if it is a layer: then `file` is where that is composed.
     composed: Option<Composed>,
@@ -98,6 +99,7 @@ impl Template {
             bytes,
             identity: (metadata.dev(), metadata.ino()),
             fingerprint,
+            sha256: None,
             mapping,
             composed,
             warm_at: (0..granules).map(|_| AtomicU64::new(0)).collect(),
@@ -127,6 +129,30 @@ impl Template {
     #[must_use]
     pub fn fingerprint(&self) -> [u8; 32] {
         self.fingerprint
+    }
+
+    /// Reads all of an image; answers with the SHA-256 of its bytes, in hexadecimal digits. From then on the template
+    /// is known by that as well, so that a sheet can tell any change. A layer needs none: its identity covers
+    /// the checksums of all that is read.
+    pub fn digest(&mut self) -> anyhow::Result<&str> {
+        let shown = self.path.display();
+        let mut digest = Sha256::new();
+        let mut bytes = vec![0; 1 << 20];
+        for offset in (0..self.bytes).step_by(bytes.len()) {
+            let there = (self.bytes - offset).min(bytes.len() as u64) as usize;
+            self.file
+                .read_exact_at(&mut bytes[..there], offset)
+                .with_context(|| format!("cannot read template {shown}"))?;
+            digest.update(&bytes[..there]);
+        }
+        let digits = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(self.sha256.insert(digits))
+    }
+
+    /// What [`Self::digest`] found, if it was asked for.
+    #[must_use]
+    pub fn sha256(&self) -> Option<&str> {
+        self.sha256.as_deref()
     }
 
     /// What a layer has to say of its parent if it is sealed from a device over this template.

@@ -17,7 +17,7 @@ use crate::shared::Shared;
 use crate::sync::Arc;
 use crate::sys::{Epoll, Ready, no_events};
 
-/// How long a write may stay without being durable if nobody flushes.
+/// How long a write stays without being durable if nobody flushes, and writes no more.
 const FLUSH_TIME: Duration = Duration::from_secs(5);
 /// The epoll token of the mailbox; connections count from 1.
 const MAILBOX: u64 = 0;
@@ -192,7 +192,7 @@ impl Worker {
             return;
         }
         for device in self.shared.devices().iter().filter(|device| device.is_durable()) {
-            self.shared.with_overlay(device, Overlay::flush);
+            self.shared.with_overlay(device, Overlay::tick);
         }
         self.next_flush = Some(now.after(FLUSH_TIME));
     }

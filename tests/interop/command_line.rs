@@ -410,6 +410,32 @@ fn a_moved_sheet_is_known_by_its_templates_content() {
 }
 
 #[test]
+fn a_template_that_is_read_in_full_may_not_differ_by_a_bit() {
+    let directory = scratch();
+    let (image, sheet) = (directory.path().join("1.img"), directory.path().join("sheet"));
+    make_image(&image, 4 << 20, 1);
+    let listen = format!("unix:{}", directory.path().join("x").display());
+    let (template, sheet) = (path(&image), path(&sheet));
+    Server::over(&image, &["--sheet", sheet]).stop();
+    Server::over(&image, &["--sheet", sheet, "--verify-template"]).stop();
+    let note = directory.path().join("sheet/sheet.json");
+    let sum = tool("sha256sum", &[template]);
+    let sum = sum.split(' ').next().expect("the digits come first");
+    let has_sum = || fs::read_to_string(&note).expect("it is there").contains(sum);
+    assert!(has_sum());
+    // None of the 64 blocks that an image is known by otherwise.
+    let mut bytes = fs::read(&image).expect("it is there");
+    bytes[(1 << 20) + 12_345] ^= 1;
+    fs::write(&image, &bytes).expect("it is writable");
+    Server::over(&image, &["--sheet", sheet]).stop();
+    assert!(has_sum(), "it is remembered by who does not look");
+    let arguments =
+        ["--template", template, "--sheet", sheet, "--listen", &listen, "--verify-template"];
+    let said = refused(&arguments, 1);
+    says(&said, &[sheet, sum, template, "put back", "another --sheet"]);
+}
+
+#[test]
 fn a_failed_sync_is_final_until_the_restart() {
     let directory = scratch();
     let sheet = directory.path().join("sheet");

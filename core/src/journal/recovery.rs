@@ -22,7 +22,7 @@ use core::fmt;
 use core::ops::Range;
 
 use super::frame::{
-    Entry, FRAME_BYTES_MAX, Frame, FrameBuffer, FrameError, FrameHeader, FrameKind, PAGE_BYTES,
+    FRAME_BYTES_MAX, Frame, FrameBuffer, FrameError, FrameHeader, FrameKind, PAGE_BYTES,
     frame_bytes,
 };
 use super::superblock::{Identity, SUPERBLOCK_FILE_BYTES, Superblock, SuperblockError};
@@ -32,7 +32,7 @@ use crate::judge::{Bug, Mark, mark, planted};
 use crate::limits::{BLOCK_BYTES, JournalLimits};
 use crate::map::{self, Dropped, Map};
 use crate::overlay::{Overlay, OverlayConfig};
-use crate::slot::{SlotId, SlotTable};
+use crate::slot::{Run, SlotId, SlotTable};
 
 /// Bytes of a checkpoint that are read at a time; no section is longer.
 const READ_BYTES: u64 = FRAME_BYTES_MAX as u64;
@@ -593,38 +593,45 @@ fn apply(
     if blocks.len() > 0 && blocks.len() as u64 != slots {
         return Err(Damage::Frame(FrameError::Length));
     }
-    for entry in frame.entries() {
-        let entry = entry.expect("just checked");
-        apply_entry(map, &entry);
-        let Some(run) = entry.run() else { continue };
-        if blocks.len() > 0 {
-            let slots = (0..run.count).map(|index| run.slot(index));
-            carried.extend(slots.zip(blocks.by_ref().map(<[u8]>::to_vec)));
+    let ignore = &mut |_: SlotId| {};
+    let mut runs: Vec<Run> = Vec::new();
+    let mut entries = frame.entries().map(|entry| entry.expect("just checked")).peekable();
+    while let Some(entry) = entries.next() {
+        let mut range = entry.blocks();
+        if let Some(uniform) = entry.uniform() {
+            // What a map that nobody uses drops is just gone.
+            let _ = map.fill(range, uniform, ignore, &mut Dropped::new());
             continue;
         }
-        let synced = run.first..SlotId(run.first.0 + run.count);
-        while !planted(Bug::CarriedOutlives)
-            && let Some((slot, _)) = carried.range(synced.clone()).next()
+        // Neighbours go into the map in one step.
+        runs.clear();
+        runs.extend(entry.run());
+        while let Some(next) =
+            entries.next_if(|next| next.block == range.end && next.run().is_some())
         {
-            let slot = *slot;
-            carried.remove(&slot);
+            range.end += next.count;
+            runs.extend(next.run());
+        }
+        let mut slots = runs.iter().flat_map(|run| (0..run.count).map(|index| run.slot(index)));
+        map.publish(range, &mut slots, ignore);
+        for run in &runs {
+            let slots = (0..run.count).map(|index| run.slot(index));
+            if blocks.len() > 0 {
+                carried.extend(slots.zip(blocks.by_ref().map(<[u8]>::to_vec)));
+            } else if !carried.is_empty() && !planted(Bug::CarriedOutlives) {
+                forget(carried, *run);
+            }
         }
     }
     Ok(count)
 }
 
-fn apply_entry(map: &mut Map, entry: &Entry) {
-    let (blocks, ignore) = (entry.blocks(), &mut |_: SlotId| {});
-    match (entry.run(), entry.uniform()) {
-        (Some(run), _) => {
-            let mut slots = (0..run.count).map(|index| run.slot(index));
-            map.publish(blocks, &mut slots, ignore);
-        }
-        // What a map that nobody uses drops is just gone.
-        (None, Some(uniform)) => {
-            let _ = map.fill(blocks, uniform, ignore, &mut Dropped::new());
-        }
-        (None, None) => unreachable!("an entry is one or the other"),
+/// What these slots hold was synced.
+fn forget(carried: &mut BTreeMap<SlotId, Vec<u8>>, run: Run) {
+    let synced = run.first..SlotId(run.first.0 + run.count);
+    while let Some((slot, _)) = carried.range(synced.clone()).next() {
+        let slot = *slot;
+        carried.remove(&slot);
     }
 }
 

@@ -240,6 +240,38 @@ fn a_record_of_few_slots_carries_them_and_they_are_put_back() {
 }
 
 #[test]
+fn what_nobody_flushes_becomes_durable_when_the_device_is_quiet_or_in_the_end() {
+    let mut files = Files::new();
+    let (mut overlay, _) = files.recover().unwrap();
+    let mut ticks = |overlay: &mut Overlay, writes: bool| {
+        (1..).find(|tick| {
+            if writes {
+                files.change(overlay, &written(tick % BLOCKS..tick % BLOCKS + 1));
+            }
+            overlay.tick();
+            let begins = overlay.poll_task();
+            let has_begun = begins.is_some();
+            if let Some(task) = begins {
+                overlay.finished(task, Ok(()));
+                files.work(overlay);
+            }
+            has_begun
+        })
+    };
+    assert_eq!(ticks(&mut overlay, true), Some(6));
+    assert_eq!(ticks(&mut overlay, true), Some(6));
+    let mut files = Files::new();
+    let (mut overlay, _) = files.recover().unwrap();
+    files.change(&mut overlay, &written(0..3));
+    overlay.tick();
+    assert!(overlay.poll_task().is_none(), "it was written a moment ago");
+    overlay.tick();
+    files.work(&mut overlay);
+    files.cut_power();
+    assert_eq!(files.recover().unwrap().0.counts().live, 3);
+}
+
+#[test]
 fn a_sheet_comes_back_under_a_quota_that_it_exceeds_and_a_trim_makes_room() {
     let mut files = Files::new();
     let (mut overlay, _) = files.recover().unwrap();
