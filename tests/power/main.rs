@@ -284,12 +284,16 @@ fn stand_still(
     history: &Mutex<History>,
     moments: &mpsc::SyncSender<Moment>,
 ) -> impl FnMut(&Disk, bool) -> ControlFlow<()> {
+    // Without barriers no FLUSH may ever come.
+    const PATIENCE: u64 = 500;
     let mut gaps = gaps.into_iter();
-    let mut left = gaps.next();
+    let (mut left, mut late) = (gaps.next(), 0);
     move |disk, is_flush| {
         let Some(requests) = &mut left else { return ControlFlow::Break(()) };
         *requests = requests.saturating_sub(1);
-        if *requests > 0 || (gaps.len().is_multiple_of(2) && !(is_flush && disk.cached() > 0)) {
+        late = if *requests > 0 { 0 } else { late + 1 };
+        let waits = gaps.len().is_multiple_of(2) && late < PATIENCE;
+        if *requests > 0 || (waits && !(is_flush && disk.cached() > 0)) {
             return ControlFlow::Continue(());
         }
         let moment = Moment { disk: disk.clone(), history: lock(history).clone() };
