@@ -1,7 +1,8 @@
 //! The limit: the least that a server can do. It serves a mapped file over unix sockets: no
 //! copy-on-write, no checks but of bounds, no limits, no errors but EINVAL. A thread a connection;
 //! every step is one blocking system call for as many requests as there are. What a real server does
-//! in addition is the distance to it.
+//! in addition is the distance to it. With `--ring` a step of both directions is one call of io_uring: what that would
+//! be worth.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -11,6 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use glassine_tests::load::sys::{self, Piece, piece};
+use io_uring::{IoUring, opcode, types};
 
 const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
 const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
@@ -67,7 +69,7 @@ impl Mapping {
 }
 
 /// Serves a file until the process is ended.
-pub(crate) fn serve(socket: &Path, file: &Path) -> io::Result<()> {
+pub(crate) fn serve(socket: &Path, file: &Path, ring: bool) -> io::Result<()> {
     let mapping = Arc::new(Mapping::new(file)?);
     let listener = UnixListener::bind(socket)?;
     loop {
@@ -76,7 +78,8 @@ pub(crate) fn serve(socket: &Path, file: &Path) -> io::Result<()> {
         std::thread::spawn(move || {
             // A client that leaves is the end of its connection, whatever it was doing.
             if let Ok(true) = handshake(&mut stream, mapping.bytes as u64) {
-                let _ = Connection::new(&mapping, stream.as_raw_fd()).run();
+                let _ =
+                    Connection::new(&mapping, stream.as_raw_fd(), ring).and_then(Connection::run);
             }
         });
     }
@@ -134,6 +137,7 @@ fn handshake(stream: &mut UnixStream, size: u64) -> io::Result<bool> {
 struct Connection<'a> {
     mapping: &'a Mapping,
     socket: RawFd,
+    ring: Option<IoUring>,
     buffer: Vec<u8>,
     /// What was received and not looked at: `buffer[head..tail]`.
     head: usize,
@@ -143,9 +147,13 @@ struct Connection<'a> {
 }
 
 impl<'a> Connection<'a> {
-    fn new(mapping: &'a Mapping, socket: RawFd) -> Self {
+    fn new(mapping: &'a Mapping, socket: RawFd, ring: bool) -> io::Result<Self> {
         let (headers, pieces) = (Vec::with_capacity(BATCH), Vec::with_capacity(2 * BATCH));
-        Self { mapping, socket, buffer: vec![1; BUFFER], head: 0, tail: 0, headers, pieces }
+        let mut builder = IoUring::builder();
+        builder.setup_single_issuer().setup_defer_taskrun();
+        let ring = ring.then(|| builder.build(8)).transpose()?;
+        let buffer = vec![1; BUFFER];
+        Ok(Self { mapping, socket, ring, buffer, head: 0, tail: 0, headers, pieces })
     }
 
     fn run(mut self) -> io::Result<()> {
@@ -155,10 +163,9 @@ impl<'a> Connection<'a> {
                     return self.send();
                 }
             }
-            self.send()?;
             self.buffer.copy_within(self.head..self.tail, 0);
             (self.head, self.tail) = (0, self.tail - self.head);
-            match sys::receive(self.socket, &mut self.buffer[self.tail..])? {
+            match self.exchange()? {
                 0 => return Ok(()),
                 got => self.tail += got,
             }
@@ -250,6 +257,51 @@ impl<'a> Connection<'a> {
         }
     }
 
+    /// Sends all replies, and receives what there is, at least a byte; 0 at the end.
+    fn exchange(&mut self) -> io::Result<usize> {
+        let Some(ring) = &mut self.ring else {
+            self.send()?;
+            return sys::receive(self.socket, &mut self.buffer[self.tail..]);
+        };
+        let socket = types::Fd(self.socket);
+        // SAFETY: all zeroes is a valid value.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        message.msg_iov = self.pieces.as_mut_ptr();
+        message.msg_iovlen = self.pieces.len();
+        let expected: usize = self.pieces.iter().map(|piece| piece.iov_len).sum();
+        // It goes on until all is sent.
+        let flags = (libc::MSG_WAITALL | libc::MSG_NOSIGNAL) as u32;
+        let send = opcode::SendMsg::new(socket, &raw const message).flags(flags).build();
+        let room = &mut self.buffer[self.tail..];
+        let receive = opcode::Recv::new(socket, room.as_mut_ptr(), room.len() as u32).build();
+        let sends = usize::from(expected > 0);
+        let entries = [send.user_data(1), receive.user_data(0)];
+        // SAFETY: what they name rests until both have ended: pieces, headers, the mapping, and the buffer's end.
+        unsafe { ring.submission().push_multiple(&entries[1 - sends..]) }
+            .map_err(io::Error::other)?;
+        let (mut left, mut received) = (1 + sends, 0);
+        while left > 0 {
+            // Not for both: a send that goes on in parts would not be woken.
+            match ring.submit_and_wait(1) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => drop(result?),
+            }
+            for completion in ring.completion() {
+                let count = usize::try_from(completion.result())
+                    .map_err(|_| io::Error::from_raw_os_error(-completion.result()))?;
+                match completion.user_data() {
+                    0 => received = count,
+                    _ if count < expected => return Err(io::ErrorKind::WriteZero.into()),
+                    _ => {}
+                }
+                left -= 1;
+            }
+        }
+        self.pieces.clear();
+        self.headers.clear();
+        Ok(received)
+    }
+
     fn send(&mut self) -> io::Result<()> {
         // SAFETY: the pieces are headers that rest, and parts of the mapping that only the kernel reads.
         let sent = unsafe { sys::send_all(self.socket, &mut self.pieces) };
@@ -269,13 +321,17 @@ mod tests {
     /// Also the test of the load generator: what it writes is what it finds, and it finds what is wrong.
     #[test]
     fn every_load_finds_what_was_written_last() {
+        [false, true].into_iter().for_each(loads_find_what_was_written_last);
+    }
+
+    fn loads_find_what_was_written_last(ring: bool) {
         let directory = scratch();
         let (socket, file) = (directory.path().join("x.sock"), directory.path().join("disk"));
         let span = 8 << 20;
         make_template(&file, span, 1);
         let there = socket.clone();
         // It serves until the process ends.
-        std::thread::spawn(move || super::serve(&there, &file));
+        std::thread::spawn(move || super::serve(&there, &file, ring));
         while !socket.exists() {
             std::thread::yield_now();
         }

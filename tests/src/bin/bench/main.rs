@@ -41,8 +41,8 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> io::Result<ExitCode> {
-    if let Some(Command::Limit { socket, file }) = &options.command {
-        limit::serve(socket, file)?;
+    if let Some(Command::Limit { socket, file, ring }) = &options.command {
+        limit::serve(socket, file, *ring)?;
         return Ok(ExitCode::SUCCESS);
     }
     let workloads = options.workloads()?;

@@ -67,6 +67,9 @@ pub(crate) enum Command {
         /// The file to serve.
         #[arg(long)]
         file: PathBuf,
+        /// Use io_uring.
+        #[arg(long)]
+        ring: bool,
     },
 }
 
@@ -84,7 +87,7 @@ impl Options {
     pub(crate) fn kinds(&self) -> Vec<Kind> {
         let wanted = |kind: &Kind| match (self.check, &self.servers[..]) {
             (Some(_), []) => *kind == Kind::Glassine || kind.is_peer(),
-            (None, []) => true,
+            (None, []) => *kind != Kind::LimitRing,
             (_, some) => some.contains(kind),
         };
         Kind::ALL.into_iter().filter(wanted).collect()

@@ -63,7 +63,7 @@ fn colour(kind: Kind) -> RGBColor {
         Kind::QemuRaw => RGBColor(110, 110, 110),
         Kind::NbdkitFile => RGBColor(150, 150, 150),
         Kind::NbdkitMemory => RGBColor(190, 190, 190),
-        Kind::Limit => RGBColor(30, 30, 30),
+        Kind::Limit | Kind::LimitRing => RGBColor(30, 30, 30),
     }
 }
 

@@ -40,6 +40,8 @@ pub(crate) enum Kind {
     NbdkitMemory,
     /// The least that a server can do.
     Limit,
+    /// The same on io_uring. Only measured when it is asked for.
+    LimitRing,
 }
 
 /// What a server is started on.
@@ -72,7 +74,7 @@ pub(crate) enum InPlace {
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Glassine,
         Self::GlassineJournal,
         Self::QemuQcow2,
@@ -82,6 +84,7 @@ impl Kind {
         Self::NbdkitFile,
         Self::NbdkitMemory,
         Self::Limit,
+        Self::LimitRing,
     ];
 
     /// Its name in tables.
@@ -96,6 +99,7 @@ impl Kind {
             Self::NbdkitFile => "nbdkit file",
             Self::NbdkitMemory => "nbdkit memory",
             Self::Limit => "the limit",
+            Self::LimitRing => "on io_uring",
         }
     }
 
@@ -106,8 +110,8 @@ impl Kind {
 
     /// Whether one process of it serves several devices.
     pub(crate) fn serves_many(self) -> bool {
-        use Kind::{Glassine, GlassineJournal, Limit, NbdServerCow};
-        matches!(self, Glassine | GlassineJournal | NbdServerCow | Limit)
+        use Kind::{Glassine, GlassineJournal, Limit, LimitRing, NbdServerCow};
+        matches!(self, Glassine | GlassineJournal | NbdServerCow | Limit | LimitRing)
     }
 
     /// Whether it forgets what was written when the connection ends.
@@ -117,14 +121,15 @@ impl Kind {
 
     /// Whether a FLUSH is a promise: what is on stable storage then, and not only in memory.
     pub(crate) fn makes_durable(self) -> bool {
-        !matches!(self, Self::Glassine | Self::NbdkitMemory | Self::Limit)
+        !matches!(self, Self::Glassine | Self::NbdkitMemory | Self::Limit | Self::LimitRing)
     }
 
     /// The commands that start one process of it, for the first of its devices.
     fn commands(self, setup: &Setup<'_>, home: &Path, socket: &Path) -> io::Result<Command> {
         let disk = home.join("disk.img");
         let disk = if setup.in_place == InPlace::ReadOnly { setup.template } else { &disk };
-        let in_place = matches!(self, Self::QemuRaw | Self::NbdkitFile | Self::Limit);
+        let in_place =
+            matches!(self, Self::QemuRaw | Self::NbdkitFile | Self::Limit | Self::LimitRing);
         match setup.in_place {
             InPlace::Copy if in_place => drop(fs::copy(setup.template, disk)?),
             InPlace::Sparse if in_place => File::create(disk)?.set_len(setup.bytes)?,
@@ -137,7 +142,7 @@ impl Kind {
             Self::NbdkitCow | Self::NbdkitFile | Self::NbdkitMemory => "nbdkit".into(),
             Self::NbdServerCow => "nbd-server".into(),
             // This program, even when a build has replaced its file meanwhile.
-            Self::Limit => "/proc/self/exe".into(),
+            Self::Limit | Self::LimitRing => "/proc/self/exe".into(),
         });
         match self {
             Self::Glassine | Self::GlassineJournal if setup.devices == 1 => {
@@ -203,8 +208,9 @@ impl Kind {
                 command.arg("-C").arg(home.join("nbd-server.conf"));
                 command.arg("-p").arg(home.join("pid"));
             }
-            Self::Limit => {
+            Self::Limit | Self::LimitRing => {
                 command.arg("limit").arg("--socket").arg(socket).arg("--file").arg(disk);
+                command.args((self == Self::LimitRing).then_some("--ring"));
             }
         }
         Ok(command)
@@ -236,7 +242,7 @@ impl Kind {
             let log = File::create(home.join("log"))?;
             command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
             let program = match self {
-                Self::Limit => OsStr::new("bench"),
+                Self::Limit | Self::LimitRing => OsStr::new("bench"),
                 _ => Path::new(command.get_program()).file_name().unwrap_or_default(),
             };
             let words = [program].into_iter().chain(command.get_args());
