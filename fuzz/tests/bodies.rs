@@ -213,6 +213,10 @@ fn planted_mistakes_of_recovery_are_found_in_random_operations() {
         Bug::OrderSwapped,
         Bug::ReplayTwice,
         Bug::ClaimForgotten,
+        Bug::CarriedLost,
+        Bug::CarriedOutlives,
+        Bug::CarriedBeyondLength,
+        Bug::CarriedNotRestored,
     ];
     find_in_random_operations(&bugs, journal::journal);
 }
