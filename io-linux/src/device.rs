@@ -97,7 +97,7 @@ impl Storage {
             }
             (storage.overlay, storage.journal) = (overlay, Some(journal));
         }
-        sheet.write_note(note)?;
+        sheet.write_note(&note.remembering(before.as_ref()))?;
         Ok(Self { data: Some(data), sheet: Some(sheet), ..storage })
     }
 }
@@ -142,17 +142,12 @@ impl Device {
             _ if config.read_only => Storage::of(Overlay::new(owner.config)),
             None => Storage::temporary(&owner)?,
             Some(path) => {
-                let path_of = template.as_ref().map(|template| template.path().to_owned());
-                let sha256 = template.as_ref().and_then(|template| template.sha256());
-                let sha256 = sha256.map(str::to_owned);
+                let template_sha256 = template.as_ref().and_then(|template| template.sha256());
+                let template_sha256 = template_sha256.map(str::to_owned);
+                let template = template.as_ref().map(|template| template.path().to_owned());
                 let format = if config.ephemeral { 0 } else { sheet::FORMAT };
-                let note = SheetNote {
-                    format,
-                    template: path_of,
-                    template_bytes,
-                    size_bytes,
-                    template_sha256: sha256.or_else(|| Sheet::note(path)?.template_sha256),
-                };
+                let note =
+                    SheetNote { format, template, template_bytes, size_bytes, template_sha256 };
                 Storage::open(path, config.ephemeral, &note, &owner)?
             }
         };

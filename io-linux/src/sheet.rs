@@ -38,7 +38,7 @@ pub fn temporary_data() -> anyhow::Result<File> {
 }
 
 /// What a sheet is for; in `sheet.json`.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SheetNote {
     /// Version of the directory's layout: 0 has no journal, 1 has one.
     pub format: u32,
@@ -193,6 +193,13 @@ impl Sheet {
 }
 
 impl SheetNote {
+    /// The same, with what an earlier note knows of the template and this one did not look at.
+    #[must_use]
+    pub fn remembering(&self, before: Option<&Self>) -> Self {
+        let known = before.and_then(|before| before.template_sha256.clone());
+        Self { template_sha256: self.template_sha256.clone().or(known), ..self.clone() }
+    }
+
     /// What the device is over, in words.
     #[must_use]
     pub fn describe_template(&self) -> String {

@@ -93,7 +93,7 @@ pub(crate) fn quiet_device(storage: &Storage, workload: &Workload) -> Row {
     let quiet = storage.load(Stage::Template, Pattern::RandomRead, 4096, 1);
     let busy = storage.load(Stage::Written, Pattern::RandomWrite, 4096, 32);
     storage.interleave(&mut row, |entry, round| {
-        if matches!(entry.server, Kind::Limit | Kind::LimitRing) {
+        if entry.server.is_limit() {
             return Err(io::Error::other("not measured: it serves one file under all names"));
         }
         let server = entry.server.start(&storage.setup(2, InPlace::Copy))?;
@@ -231,7 +231,7 @@ pub(crate) fn slow_template(storage: &Storage, workload: &Workload) -> io::Resul
 
 /// Starts a server over the slow file, if it has a template.
 fn start_over(storage: &Storage, slow: &SlowFile, entry: &Entry) -> io::Result<Option<Server>> {
-    if matches!(entry.server, Kind::NbdkitMemory | Kind::Limit | Kind::LimitRing) {
+    if entry.server == Kind::NbdkitMemory || entry.server.is_limit() {
         return Ok(None);
     }
     let setup = storage.setup(1, InPlace::ReadOnly);

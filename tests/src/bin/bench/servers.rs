@@ -103,6 +103,11 @@ impl Kind {
         }
     }
 
+    /// Whether it is the limit, by whatever calls.
+    pub(crate) fn is_limit(self) -> bool {
+        matches!(self, Self::Limit | Self::LimitRing)
+    }
+
     /// Whether it is another's server with copy-on-write.
     pub(crate) fn is_peer(self) -> bool {
         matches!(self, Self::QemuQcow2 | Self::NbdkitCow | Self::NbdServerCow)
@@ -110,8 +115,8 @@ impl Kind {
 
     /// Whether one process of it serves several devices.
     pub(crate) fn serves_many(self) -> bool {
-        use Kind::{Glassine, GlassineJournal, Limit, LimitRing, NbdServerCow};
-        matches!(self, Glassine | GlassineJournal | NbdServerCow | Limit | LimitRing)
+        matches!(self, Self::Glassine | Self::GlassineJournal | Self::NbdServerCow)
+            || self.is_limit()
     }
 
     /// Whether it forgets what was written when the connection ends.
@@ -121,15 +126,14 @@ impl Kind {
 
     /// Whether a FLUSH is a promise: what is on stable storage then, and not only in memory.
     pub(crate) fn makes_durable(self) -> bool {
-        !matches!(self, Self::Glassine | Self::NbdkitMemory | Self::Limit | Self::LimitRing)
+        !matches!(self, Self::Glassine | Self::NbdkitMemory) && !self.is_limit()
     }
 
     /// The commands that start one process of it, for the first of its devices.
     fn commands(self, setup: &Setup<'_>, home: &Path, socket: &Path) -> io::Result<Command> {
         let disk = home.join("disk.img");
         let disk = if setup.in_place == InPlace::ReadOnly { setup.template } else { &disk };
-        let in_place =
-            matches!(self, Self::QemuRaw | Self::NbdkitFile | Self::Limit | Self::LimitRing);
+        let in_place = matches!(self, Self::QemuRaw | Self::NbdkitFile) || self.is_limit();
         match setup.in_place {
             InPlace::Copy if in_place => drop(fs::copy(setup.template, disk)?),
             InPlace::Sparse if in_place => File::create(disk)?.set_len(setup.bytes)?,
