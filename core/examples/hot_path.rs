@@ -1,16 +1,21 @@
 //! The core's hot path and nothing else: batches of requests through a session and an overlay, with a driver
 //! that does no I/O. `tests/instructions` counts what it costs, request by request.
 //!
-//! `hot_path WORKLOAD BATCHES`, with the workload `template`, `slots` or `overwrite`.
+//! `hot_path WORKLOAD BATCHES`, with the workload `template`, `slots`, `overwrite` or `journal`: overwrites of a device
+//! with a journal, whose barriers are not counted.
 
 use std::env;
 
+use glassine_core::journal::JournalFile;
+use glassine_core::journal::recovery::{Recovery, Step, blank};
+use glassine_core::journal::superblock::Identity;
+use glassine_core::limits::SEGMENT_BYTES;
 use glassine_core::outbox::SendPiece;
 use glassine_core::overlay::SessionKey;
 use glassine_core::sync::Arc;
 use glassine_core::wire::{self, RequestHeader};
 use glassine_core::{
-    Catalog, Export, Input, Instant, Limits, Output, Overlay, OverlayConfig, Session,
+    Catalog, Export, Input, Instant, JournalLimits, Limits, Output, Overlay, OverlayConfig, Session,
 };
 
 const BATCH: u64 = 32;
@@ -31,7 +36,7 @@ struct Driver {
 }
 
 impl Driver {
-    fn new(template_bytes: u64) -> Self {
+    fn new(template_bytes: u64, has_journal: bool) -> Self {
         let export = Export {
             name: String::new(),
             description: String::new(),
@@ -41,12 +46,7 @@ impl Driver {
         let catalog = Arc::new(Catalog::new(vec![export]));
         let mut driver = Self {
             session: Session::new(SessionKey(1), Limits::default(), catalog, NOW),
-            overlay: Overlay::new(OverlayConfig {
-                size_bytes: DEVICE_BYTES,
-                template_bytes,
-                quota_bytes: u64::MAX,
-                growth_slots_min: glassine_core::limits::GROWTH_SLOTS_MIN,
-            }),
+            overlay: overlay(template_bytes, has_journal),
             inputs: Vec::with_capacity(BATCH as usize),
             receiving: false,
             sending: false,
@@ -135,6 +135,39 @@ impl Driver {
     }
 }
 
+/// A device that nobody has written to.
+fn overlay(template_bytes: u64, has_journal: bool) -> Overlay {
+    let config = OverlayConfig {
+        size_bytes: DEVICE_BYTES,
+        template_bytes,
+        quota_bytes: u64::MAX,
+        growth_slots_min: glassine_core::limits::GROWTH_SLOTS_MIN,
+    };
+    if !has_journal {
+        return Overlay::new(config);
+    }
+    let (sheet, size_bytes, template_id, segment_bytes) = (1, DEVICE_BYTES, [0; 32], SEGMENT_BYTES);
+    let blank = blank(&Identity { sheet, size_bytes, template_bytes, template_id, segment_bytes });
+    let segment = vec![0; segment_bytes as usize];
+    let mut recovery = Recovery::new(config, template_id, 0, JournalLimits::default());
+    while let Some(step) = recovery.poll() {
+        let read = match step {
+            Step::Read { file, offset, length } => {
+                let bytes = match file {
+                    JournalFile::Superblock => &blank.superblock,
+                    JournalFile::Checkpoint(_) => &blank.checkpoint,
+                    JournalFile::Segment(_) => &segment,
+                };
+                let start = bytes.len().min(offset as usize);
+                &bytes[start..bytes.len().min(start + length as usize)]
+            }
+            _ => &[],
+        };
+        recovery.handle(Ok(read)).expect("it is blank");
+    }
+    recovery.finish().0
+}
+
 /// Where request number `index` goes: all over the span, and never twice in a row.
 fn block(index: u64) -> u64 {
     index.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32 & (SPAN_BLOCKS - 1)
@@ -161,16 +194,16 @@ fn batch(bytes: &mut Vec<u8>, command: u16, first: u64, block: impl Fn(u64) -> u
 fn main() {
     let arguments: Vec<String> = env::args().collect();
     let [_, workload, batches] = &arguments[..] else {
-        panic!("usage: hot_path template|slots|overwrite BATCHES");
+        panic!("usage: hot_path template|slots|overwrite|journal BATCHES");
     };
     let batches: u64 = batches.parse().expect("a number of batches");
     let (template_bytes, command) = match workload.as_str() {
         "template" => (DEVICE_BYTES, wire::CMD_READ),
         "slots" => (0, wire::CMD_READ),
-        "overwrite" => (0, wire::CMD_WRITE),
+        "overwrite" | "journal" => (0, wire::CMD_WRITE),
         other => panic!("no workload {other:?}"),
     };
-    let mut driver = Driver::new(template_bytes);
+    let mut driver = Driver::new(template_bytes, workload == "journal");
     let mut bytes = Vec::new();
     if workload != "template" {
         for first in (0..SPAN_BLOCKS).step_by(BATCH as usize) {

@@ -332,6 +332,11 @@ impl Journal {
         self.queue.replace(place.0 as usize, entry);
     }
 
+    /// Looks at the edit at a place.
+    pub(crate) fn foresee(&self, place: Place) {
+        self.queue.foresee(place.0 as usize);
+    }
+
     /// One publish queues its edits. Answers where, if it is one.
     pub(crate) fn record(&mut self, entries: impl Iterator<Item = Entry>) -> Option<Place> {
         let before = self.queue.entries();

@@ -87,6 +87,11 @@ impl Tally {
         }
     }
 
+    fn exchange(&mut self, old: Entry, new: Entry) {
+        self.uncount(old);
+        self.count(new);
+    }
+
     fn add(&mut self, other: Self) {
         self.slots += other.slots;
         self.reserved += other.reserved;
@@ -298,10 +303,41 @@ impl Map {
         displaced: &mut impl FnMut(SlotId),
     ) {
         assert!(range.end <= self.blocks);
-        if !range.is_empty() {
-            let mut next = || Entry::Slot(slots.next().expect("as many slots as blocks"));
+        let mut next = || Entry::Slot(slots.next().expect("as many slots as blocks"));
+        if range.end - range.start == 1 {
+            // What most requests ask for.
+            if let Entry::Slot(slot) = self.replace(range.start, next()) {
+                displaced(slot);
+            }
+        } else if !range.is_empty() {
             let tally = &mut self.tally;
             edit(&mut self.root, self.levels, 0, &range, tally, &mut next, displaced);
+        }
+    }
+
+    /// Sets one block; answers what it was.
+    fn replace(&mut self, block: u64, new: Entry) -> Entry {
+        let old = self.entry(block);
+        let mut node = &mut self.root;
+        let mut level = self.levels;
+        self.tally.exchange(old, new);
+        loop {
+            expand(node, level, child_blocks(level) << FANOUT_BITS);
+            match node {
+                Node::Uniform(_) => unreachable!("just expanded"),
+                Node::Inner(inner) => {
+                    let inner = own(inner);
+                    inner.tally.exchange(old, new);
+                    node = &mut inner.children[index(block, level)];
+                    level -= 1;
+                }
+                Node::Leaf(leaf) => {
+                    let leaf = own(leaf);
+                    leaf.tally.exchange(old, new);
+                    leaf.entries[index(block, 1)] = Packed::pack(new);
+                    return old;
+                }
+            }
         }
     }
 
@@ -399,16 +435,25 @@ fn children(level: u32, base: u64, range: &Range<u64>) -> impl Iterator<Item = (
 /// Turns a uniform node into one with children (or entries) that are all that way.
 fn expand(node: &mut Node, level: u32, blocks_below: u64) {
     if let Node::Uniform(uniform) = *node {
-        mark(Mark::SubtreeExpanded);
-        let tally = Tally::uniform(uniform, blocks_below);
-        *node = if level == 1 {
-            Node::Leaf(Shared::new(Leaf { tally, entries: [Packed::pack(uniform.into()); FANOUT] }))
-        } else {
-            let children = [const { Node::Uniform(Uniform::Template) }; FANOUT];
-            let children = children.map(|_| Node::Uniform(uniform));
-            Node::Inner(Shared::new(Inner { tally, children }))
-        };
+        *node = expanded(uniform, level, blocks_below);
     }
+}
+
+/// Out of line: a node on the stack is large, and this is rare.
+#[cold]
+#[inline(never)]
+fn expanded(uniform: Uniform, level: u32, blocks_below: u64) -> Node {
+    mark(Mark::SubtreeExpanded);
+    let tally = Tally::uniform(uniform, blocks_below);
+    if level == 1 {
+        return Node::Leaf(Shared::new(Leaf {
+            tally,
+            entries: [Packed::pack(uniform.into()); FANOUT],
+        }));
+    }
+    let children = [const { Node::Uniform(Uniform::Template) }; FANOUT];
+    let children = children.map(|_| Node::Uniform(uniform));
+    Node::Inner(Shared::new(Inner { tally, children }))
 }
 
 fn walk(
@@ -507,7 +552,7 @@ fn own<T: Clone>(node: &mut Shared<T>) -> &mut T {
     Shared::get_mut(node).expect("nobody else has it")
 }
 
-/// Out of line: a node on the stack is large, and this is rare.
+/// Out of line, like [`expanded`].
 #[cold]
 #[inline(never)]
 fn copy<T: Clone>(node: &mut Shared<T>) {
@@ -518,8 +563,7 @@ fn copy<T: Clone>(node: &mut Shared<T>) {
 fn set(leaf: &mut Leaf, position: usize, new: Entry, displaced: &mut impl FnMut(SlotId)) {
     let old = leaf.entries[position].unpack();
     leaf.entries[position] = Packed::pack(new);
-    leaf.tally.uncount(old);
-    leaf.tally.count(new);
+    leaf.tally.exchange(old, new);
     if let Entry::Slot(slot) = old {
         displaced(slot);
     }

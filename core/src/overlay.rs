@@ -32,6 +32,8 @@ use crate::segment::{Segment, Source};
 use crate::slot::{Run, SlotCounts, SlotId, SlotState, SlotTable};
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
+/// Blocks that are looked at together ahead of need: a usual batch.
+const FORESEEN: usize = 32;
 
 /// What a device is made of.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -278,6 +280,29 @@ impl Overlay {
         self.map.entry(block)
     }
 
+    /// Looks at what publishes of these blocks will look at, and does nothing with it. It lies all over the memory:
+    /// here all of it is waited for at once, and where each is needed, one by one.
+    pub(crate) fn foresee(&self, mut blocks: impl Iterator<Item = u64>) {
+        let mut entries = [Entry::Zero; FORESEEN];
+        let mut places = [None; FORESEEN];
+        loop {
+            let pairs = entries.iter_mut().zip(&mut blocks);
+            let count = pairs.map(|(entry, block)| *entry = self.map.entry(block)).count();
+            if count == 0 {
+                return;
+            }
+            for (place, entry) in places.iter_mut().zip(&entries[..count]) {
+                *place = match entry {
+                    Entry::Slot(slot) => self.slots.foresee(*slot),
+                    _ => None,
+                };
+            }
+            if let Some(journal) = &self.journal {
+                places[..count].iter().flatten().for_each(|place| journal.foresee(*place));
+            }
+        }
+    }
+
     /// Where the bytes of `block` are.
     #[must_use]
     pub(crate) fn source_of(&self, block: u64, entry: Entry) -> (Source, u32) {
@@ -497,6 +522,9 @@ impl Overlay {
 
     /// The zero range of a publish: an edit of the map alone, whatever its length.
     fn zero(&mut self, extent: &Extent) {
+        if extent.zero.is_empty() {
+            return;
+        }
         let uniform = if extent.provision { Uniform::ZeroProvisioned } else { Uniform::Zero };
         let falls_through = planted(Bug::TrimFallsThrough) && self.config.template_bytes > 0;
         let uniform = if falls_through { Uniform::Template } else { uniform };
@@ -543,7 +571,7 @@ impl Overlay {
         let mut limbo = 0;
         let displaced = &mut |slot| limbo += u64::from(slots.displace(slot, epoch));
         let mut each = runs.iter().flat_map(|run| (0..run.count).map(|index| run.slot(index)));
-        for part in extent.parts() {
+        for part in extent.parts().into_iter().filter(|part| !part.is_empty()) {
             self.map.publish(part, &mut each, displaced);
         }
         assert!(each.next().is_none(), "as many slots as blocks");
@@ -552,6 +580,9 @@ impl Overlay {
     }
 
     fn tally_of_slots(&self, extent: &Extent) -> Tally {
+        if extent.zero.is_empty() {
+            return self.map.tally_in(extent.blocks.clone());
+        }
         let [before, behind] = extent.parts();
         let (before, behind) = (self.map.tally_in(before), self.map.tally_in(behind));
         Tally { slots: before.slots + behind.slots, reserved: before.reserved + behind.reserved }

@@ -174,6 +174,9 @@ impl Request {
     }
 
     fn find_edges(&mut self) {
+        if [self.bytes.start, self.bytes.end].iter().all(|at| at.is_multiple_of(BLOCK)) {
+            return;
+        }
         let Range { start: first, end } = self.extent.blocks;
         for block in [first, end - 1] {
             let from = self.bytes.start.max(block * BLOCK) - block * BLOCK;

@@ -120,11 +120,8 @@ impl Seals {
         !self.released.is_empty()
     }
 
-    /// These slots were published.
+    /// These slots were published while seals are held.
     pub(crate) fn publish(&mut self, run: Run) {
-        if self.held.is_empty() {
-            return;
-        }
         for index in 0..run.count {
             let slot = run.slot(index).0 as usize;
             let page = slot / PAGE_SLOTS;

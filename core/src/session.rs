@@ -443,6 +443,10 @@ impl Session {
         {
             self.publish(index, overlay);
         }
+        if !self.waiting && self.admit.len() > 1 {
+            let first_block = |index: &u16| self.table.get(*index).extent.blocks.clone().next();
+            overlay.foresee(self.admit.iter().filter_map(first_block));
+        }
         while !self.waiting
             && let Some(index) = self.admit.pop_front()
         {

@@ -10,6 +10,7 @@
 
 use alloc::vec::Vec;
 use core::fmt;
+use core::hint::black_box;
 use core::ops::Range;
 
 use crc32c::{crc32c, crc32c_append};
@@ -228,6 +229,11 @@ impl FrameBuffer {
     pub fn replace(&mut self, position: usize, entry: &Entry) {
         let at = HEADER_BYTES + position * ENTRY_BYTES;
         self.bytes[at..at + ENTRY_BYTES].copy_from_slice(&entry.encode());
+    }
+
+    /// Looks at the entry at a position.
+    pub(crate) fn foresee(&self, position: usize) {
+        black_box(self.bytes.get(HEADER_BYTES + position * ENTRY_BYTES).copied());
     }
 
     /// See [`Bug::OrderSwapped`].
