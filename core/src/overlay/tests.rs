@@ -405,6 +405,51 @@ fn slots_are_reclaimed_in_bounded_steps_and_all_of_them_when_they_run_short() {
 }
 
 #[test]
+fn a_reservation_looks_at_what_it_needs_and_at_some_steps_while_the_data_file_can_grow() {
+    let mut overlay = overlay(1 << 30, 0, u64::MAX);
+    let (all, step) = (1 << 18, u64::from(RECLAIM_SLOTS_PER_STEP));
+    change_without_audit(&mut overlay, &written(0..all));
+    change_without_audit(&mut overlay, &zeroed(0..all, false));
+    let looked_at = |overlay: &Overlay| all - u64::from(overlay.counts().displaced);
+    change_without_audit(&mut overlay, &written(0..1));
+    // What holds the leaves counts as one.
+    let once = step - 512;
+    assert_eq!(looked_at(&overlay), once);
+    let outcome = overlay.reserve(&written(0..all), KEY, &mut Vec::new());
+    assert_eq!(outcome, Ok(Reserve::Wait));
+    assert_eq!(looked_at(&overlay), once + (1 + u64::from(RECLAIM_STEPS_MAX)) * step);
+}
+
+#[test]
+fn what_only_a_seal_named_comes_back_in_bounded_steps() {
+    let mut overlay = overlay(1 << 30, 0, u64::MAX);
+    let step = u64::from(RECLAIM_SLOTS_PER_STEP);
+    change_without_audit(&mut overlay, &written(0..4 * step));
+    assert_eq!(overlay.seals(), 0);
+    let seals = [overlay.seal(), overlay.seal()];
+    assert_eq!(overlay.seals(), 2);
+    for block in (0..4 * step).step_by(2) {
+        change_without_audit(&mut overlay, &written(block..block + 1));
+    }
+    let sealed = |overlay: &Overlay| u64::from(overlay.counts().sealed);
+    for seal in seals {
+        assert_eq!(sealed(&overlay), 2 * step);
+        drop(overlay.unseal(seal));
+    }
+    assert_eq!(overlay.seals(), 0);
+    // The second seal keeps what the first one does, until it is looked at.
+    let mut steps = 0;
+    while sealed(&overlay) > 0 {
+        let before = sealed(&overlay);
+        overlay.reclaim();
+        assert!(before - sealed(&overlay) <= step, "a step is bounded");
+        steps += 1;
+    }
+    assert!(steps >= 2);
+    overlay.audit();
+}
+
+#[test]
 fn a_growth_by_what_is_needed_is_not_tried_twice() {
     let mut overlay = overlay(1 << 30, 0, u64::MAX);
     let extent = written(0..300);
