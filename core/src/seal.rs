@@ -189,3 +189,90 @@ impl Seals {
         all.flat_map(|held| held.orphans.iter().map(|orphan| orphan.run))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(first: usize, count: u32) -> Run {
+        Run { first: SlotId(first as u32), count }
+    }
+
+    /// Whether a seal keeps a slot that is displaced now.
+    fn keep(seals: &mut Seals, slot: usize) -> bool {
+        let now = seals.next();
+        seals.keep(SlotId(slot as u32), true, now)
+    }
+
+    /// What comes of all that was kept by seals which were let go.
+    fn displaced(seals: &mut Seals) -> Vec<(u32, bool)> {
+        let mut all = Vec::new();
+        while seals.has_released() {
+            seals.step(&mut |slot, recorded| all.push((slot.0, recorded)));
+        }
+        all
+    }
+
+    #[test]
+    fn a_seal_keeps_what_was_published_before_it_and_nothing_else() {
+        let mut seals = Seals::default();
+        assert!(!keep(&mut seals, 0), "there is no seal");
+        let first = seals.take();
+        // Slots of three pages, the same places in each.
+        for page in [0, PAGE_SLOTS, 2 * PAGE_SLOTS] {
+            seals.publish(run(page + 2, 2));
+            let kept = [1, 2, 3, 4].map(|slot| keep(&mut seals, page + slot));
+            assert_eq!(kept, [true, false, false, true]);
+        }
+        seals.publish(run(PAGE_SLOTS - 1, 2));
+        assert!(!keep(&mut seals, PAGE_SLOTS - 1) && !keep(&mut seals, PAGE_SLOTS));
+        assert!(keep(&mut seals, 7 * PAGE_SLOTS), "of a page that nobody wrote to");
+        // What the first one does not keep, the second does.
+        let second = seals.take();
+        assert!(keep(&mut seals, 2));
+        assert_eq!(seals.held(), 2);
+        seals.release(first);
+        seals.release(second);
+        assert_eq!((seals.held(), displaced(&mut seals).len()), (0, 8));
+    }
+
+    #[test]
+    fn what_was_cut_off_before_a_seal_is_not_in_it() {
+        let mut seals = Seals::default();
+        let before_all = seals.next();
+        let first = seals.take();
+        let before_second = seals.next();
+        let second = seals.take();
+        assert!(!seals.keep(SlotId(1), true, before_all));
+        assert!(seals.keep(SlotId(2), true, before_second));
+        seals.release(second);
+        assert_eq!(displaced(&mut seals), [], "the first one keeps it");
+        seals.release(first);
+        assert_eq!(displaced(&mut seals), [(2, true)]);
+    }
+
+    #[test]
+    fn an_orphan_goes_on_to_the_seal_before_if_it_is_in_that_too() {
+        let mut seals = Seals::default();
+        let first = seals.take();
+        seals.publish(run(5, 1));
+        let second = seals.take();
+        assert!(keep(&mut seals, 4) && keep(&mut seals, 5));
+        assert_eq!(seals.orphans().count(), 1);
+        seals.release(second);
+        assert_eq!(displaced(&mut seals), [(5, true)]);
+        seals.release(first);
+        assert_eq!(displaced(&mut seals), [(4, true)]);
+    }
+
+    #[test]
+    fn neighbours_of_one_kind_are_one_orphan() {
+        let mut seals = Seals::default();
+        seals.take();
+        for (slot, recorded) in [(2, true), (3, true), (4, false), (5, false), (7, false)] {
+            assert!(seals.keep(SlotId(slot), recorded, SealNumber(2)));
+        }
+        let orphans: Vec<_> = seals.orphans().collect();
+        assert_eq!(orphans, [run(2, 2), run(4, 2), run(7, 1)]);
+    }
+}

@@ -199,6 +199,28 @@ fn what_was_flushed_is_there_again_and_what_was_not_is_not() {
 }
 
 #[test]
+fn a_block_that_is_written_over_and_over_takes_one_edit_and_two_slots() {
+    let mut files = Files::new();
+    let (mut overlay, _) = files.recover().unwrap();
+    files.change(&mut overlay, &written(0..2));
+    for block in [7, 9].repeat(20) {
+        files.change(&mut overlay, &written(block..block + 1));
+        overlay.reclaim();
+    }
+    // What no record ever named is free at once.
+    assert_eq!((overlay.counts().live, overlay.counts().displaced), (4, 0));
+    overlay.flush();
+    files.work(&mut overlay);
+    let (again, report) = files.recover().unwrap();
+    assert!(map_of(&again) == map_of(&overlay));
+    assert_eq!((report.records, report.edits), (1, 3));
+    // From here on the old slots wait until the next record is durable.
+    files.change(&mut overlay, &written(7..8));
+    overlay.reclaim();
+    assert_eq!(overlay.counts().displaced, 1);
+}
+
+#[test]
 fn a_record_of_few_slots_carries_them_and_they_are_put_back() {
     let mut files = Files { carried_slots_max: 4, ..Files::new() };
     let (mut overlay, _) = files.recover().unwrap();

@@ -428,6 +428,7 @@ fn what_only_a_seal_named_comes_back_in_bounded_steps() {
     assert_eq!(overlay.seals(), 0);
     let seals = [overlay.seal(), overlay.seal()];
     assert_eq!(overlay.seals(), 2);
+    assert_eq!((seals[0].blocks(), seals[0].tally().slots), (1 << 18, 4 * step));
     for block in (0..4 * step).step_by(2) {
         change_without_audit(&mut overlay, &written(block..block + 1));
     }
