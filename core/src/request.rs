@@ -175,6 +175,7 @@ impl Request {
 
     fn find_edges(&mut self) {
         if [self.bytes.start, self.bytes.end].iter().all(|at| at.is_multiple_of(BLOCK)) {
+            // What most requests are: whole blocks.
             return;
         }
         let Range { start: first, end } = self.extent.blocks;

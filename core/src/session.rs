@@ -443,6 +443,7 @@ impl Session {
         {
             self.publish(index, overlay);
         }
+        // For one request alone there is nothing to overlap.
         if !self.waiting && self.admit.len() > 1 {
             let first_block = |index: &u16| self.table.get(*index).extent.blocks.clone().next();
             overlay.foresee(self.admit.iter().filter_map(first_block));
