@@ -603,6 +603,53 @@ mod tests {
     }
 
     #[test]
+    fn what_a_seal_names_of_a_dropped_part_of_the_map_stays_until_the_seal_is_let_go() {
+        let mut table = table(8);
+        let live = taken(&mut table, 5)[0];
+        table.publish(run(live.first.0, 4));
+        table.freshen(run(2, 1), None);
+        let seal = table.seal();
+        table.publish(run(4, 1));
+        table.drop_live(5);
+        for slot in 0..5 {
+            table.free_dropped(SlotId(slot), table.next_seal());
+        }
+        assert_eq!(
+            table.counts(),
+            SlotCounts { total: 8, free: 4, sealed: 4, ..Default::default() }
+        );
+        table.audit();
+        table.unseal(seal);
+        let (mut seen, mut recorded) = (0, 0);
+        while table.is_unsealing() {
+            let step = table.unseal_step(Epoch(9));
+            seen += step.0;
+            recorded += step.1;
+        }
+        // All but slot 2 wait for a record. The step that ends it looks at none.
+        assert_eq!((seen, recorded), (5, 3));
+        assert_eq!(table.reclaim(Epoch(9), Epoch(8), 100), 1);
+        assert_eq!(table.reclaim(Epoch(9), Epoch(9), 100), 3);
+        table.audit();
+    }
+
+    #[test]
+    fn only_the_one_slot_of_an_edit_has_a_place_and_until_a_record_names_it() {
+        let mut table = table(4);
+        let live = taken(&mut table, 4)[0];
+        table.publish(live);
+        let place = Some(Place(7));
+        table.freshen(run(0, 1), place);
+        table.freshen(run(1, 1), place);
+        table.freshen(run(2, 2), place);
+        assert_eq!([0, 1, 2, 3].map(|slot| table.place(SlotId(slot))), [place, place, None, None]);
+        assert_eq!(table.foresee(SlotId(1)), place);
+        table.settle(run(0, 1));
+        table.displace(SlotId(1), Epoch(1));
+        assert_eq!([0, 1].map(|slot| table.place(SlotId(slot))), [None, None]);
+    }
+
+    #[test]
     fn a_slot_may_be_written_while_it_is_filling_and_read_until_it_is_free() {
         let mut table = table(1);
         let slot = SlotId(0);

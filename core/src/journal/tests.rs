@@ -363,6 +363,33 @@ fn a_slot_that_the_durable_map_names_waits_for_the_record_that_displaces_it() {
 }
 
 #[test]
+fn a_full_disk_is_told_only_after_a_barrier_even_one_with_nothing_to_record() {
+    let mut files = Files::new();
+    let (mut overlay, _) = files.recover().unwrap();
+    files.change(&mut overlay, &written(0..16));
+    overlay.flush();
+    files.work(&mut overlay);
+    let seal = overlay.seal();
+    files.change(&mut overlay, &written(0..16));
+    overlay.flush();
+    files.work(&mut overlay);
+    // This changes nothing, but nobody knows yet whether it is durable.
+    files.change(&mut overlay, &written(0..0));
+    drop(overlay.unseal(seal));
+    let (next, mut runs) = (written(100..100 + u64::from(overlay.counts().free) + 1), Vec::new());
+    assert_eq!(overlay.reserve(&next, KEY, &mut runs), Ok(Reserve::Wait));
+    assert_eq!(overlay.counts().displaced, 16);
+    while overlay.poll_growth().is_some() {
+        overlay.grown(false);
+    }
+    assert_eq!(overlay.take_waiting(), [], "there are slots to be had by a barrier");
+    assert!(overlay.poll_task().is_none());
+    assert_eq!(overlay.take_waiting(), [KEY]);
+    assert!(matches!(overlay.reserve(&next, KEY, &mut runs), Ok(Reserve::Granted(_))));
+    overlay.audit();
+}
+
+#[test]
 fn the_first_failure_is_final() {
     let mut files = Files::new();
     let (mut overlay, _) = files.recover().unwrap();

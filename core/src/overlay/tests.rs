@@ -584,6 +584,25 @@ fn the_data_file_does_not_grow_ahead_of_need_beyond_device_or_quota() {
 }
 
 #[test]
+fn what_only_seals_name_is_no_room_for_the_device() {
+    let mut overlay = overlay(600 * BLOCK, 0, u64::MAX);
+    change(&mut overlay, &written(0..250)).unwrap();
+    assert_eq!(overlay.poll_growth(), Some(512));
+    overlay.grown(true);
+    let seals = [overlay.seal(), overlay.seal()];
+    assert_eq!(overlay.seals(), 2);
+    change(&mut overlay, &written(0..250)).unwrap();
+    assert_eq!((overlay.counts().sealed, overlay.poll_growth()), (250, None));
+    // 768 slots, of which 250 are for seals alone: too few for 600 blocks.
+    change(&mut overlay, &written(250..270)).unwrap();
+    assert_eq!((overlay.counts().total, overlay.poll_growth()), (768, Some(1024)));
+    for seal in seals {
+        drop(overlay.unseal(seal));
+    }
+    assert_eq!(overlay.seals(), 0);
+}
+
+#[test]
 fn after_a_growth_that_failed_the_data_file_grows_by_what_is_needed_only() {
     let mut overlay = overlay(1 << 30, 0, u64::MAX);
     change(&mut overlay, &written(0..200)).unwrap();
