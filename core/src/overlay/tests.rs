@@ -421,6 +421,25 @@ fn a_reservation_looks_at_what_it_needs_and_at_some_steps_while_the_data_file_ca
 }
 
 #[test]
+fn a_reservation_does_not_look_for_ever_at_what_a_pin_holds() {
+    let mut overlay = overlay(1 << 30, 0, u64::MAX);
+    let mut pins = crate::pin::Pins::new(overlay.attach());
+    change_without_audit(&mut overlay, &written(0..200));
+    let pin = pins.take(overlay.epoch());
+    change_without_audit(&mut overlay, &zeroed(0..512, false));
+    let next = written(0..100);
+    assert_eq!(overlay.reserve(&next, KEY, &mut Vec::new()), Ok(Reserve::Wait));
+    while overlay.poll_growth().is_some() {
+        overlay.grown(false);
+    }
+    assert_eq!(overlay.take_waiting(), [KEY]);
+    assert_eq!(overlay.reserve(&next, KEY, &mut Vec::new()), Err(Errno::NoSpace));
+    pins.release(pin);
+    let mut runs = Vec::new();
+    assert!(matches!(overlay.reserve(&next, KEY, &mut runs), Ok(Reserve::Granted(_))));
+}
+
+#[test]
 fn what_only_a_seal_named_comes_back_in_bounded_steps() {
     let mut overlay = overlay(1 << 30, 0, u64::MAX);
     let step = u64::from(RECLAIM_SLOTS_PER_STEP);
