@@ -135,6 +135,21 @@ fn every_level_of_a_large_map_is_followed() {
     assert_eq!(seen, [5, 700, 300_000, blocks - 1]);
 }
 
+/// Found by a mutation: where all is alike, single blocks were hardly ever set.
+#[test]
+fn a_block_of_what_was_set_aside_as_a_whole_takes_one_of_it() {
+    let blocks = 3 * (FANOUT * FANOUT) as u64;
+    let mut map = Map::new(blocks, Uniform::Template);
+    let nothing = &mut |_| unreachable!("no slot is named");
+    map.fill(0..blocks, Uniform::ZeroProvisioned, nothing, &mut Dropped::new());
+    for (slot, block) in (0..).zip([5, 700, 300_000, blocks - 1]) {
+        map.publish(block..block + 1, &mut [SlotId(slot)].into_iter(), &mut |_| {});
+        let slots = u64::from(slot) + 1;
+        assert_eq!(map.tally(), Tally { slots, reserved: blocks - slots });
+        map.audit();
+    }
+}
+
 #[test]
 fn filling_a_tebibyte_looks_at_a_few_tags_only() {
     let blocks = (1u64 << 40) / 4096;
