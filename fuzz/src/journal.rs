@@ -247,9 +247,14 @@ impl Sheet {
             Op::Reopen => return self.reopen(),
             Op::Damage => {
                 let (value, (file, at)) = (choices.byte(), self.place(choices));
+                // Half of them where a number begins.
+                let at = if value % 2 == 1 { at / 4 * 4 } else { at };
                 if let Some(byte) = self.file(file).get_mut(at) {
                     *byte ^= value;
                     self.distrust(Trust::Damaged);
+                }
+                if choices.below(2) == 0 {
+                    return self.reopen();
                 }
             }
             Op::Copy => {
@@ -299,10 +304,12 @@ impl Sheet {
         u64::from(first)..u64::from(first + 1 + choices.below(most))
     }
 
-    /// Some place of a file: headers as a rule.
+    /// Some place of a file: the beginning of a page that was written, or of the one behind them.
     fn place(&self, choices: &mut Choices<'_>) -> (JournalFile, usize) {
         let file = choices.pick(&JournalFile::ALL);
-        let pages = (self.files[&file].len() / PAGE_BYTES) as u32;
+        let bytes = &self.files[&file];
+        let written = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |at| at / PAGE_BYTES + 1);
+        let pages = (bytes.len() / PAGE_BYTES).min(written + 1) as u32;
         let page = if pages == 0 { 0 } else { choices.below(pages) as usize };
         (file, page * PAGE_BYTES + choices.below(100) as usize)
     }
