@@ -15,7 +15,8 @@ use glassine_core::overlay::SessionKey;
 use glassine_core::sync::Arc;
 use glassine_core::wire::{self, RequestHeader};
 use glassine_core::{
-    Catalog, Export, Input, Instant, JournalLimits, Limits, Output, Overlay, OverlayConfig, Session,
+    Catalog, Export, Input, Instant, JournalLimits, Limits, Output, Overlay, OverlayConfig,
+    Session, SpaceLimits,
 };
 
 const BATCH: u64 = 32;
@@ -141,7 +142,7 @@ fn overlay(template_bytes: u64, has_journal: bool) -> Overlay {
         size_bytes: DEVICE_BYTES,
         template_bytes,
         quota_bytes: u64::MAX,
-        growth_slots_min: glassine_core::limits::GROWTH_SLOTS_MIN,
+        space: SpaceLimits::default(),
     };
     if !has_journal {
         return Overlay::new(config);

@@ -218,9 +218,9 @@ pub(crate) struct Journal {
     /// Slots that no record names yet, and slots displaced since the last capture that wait for one.
     fresh: u64,
     limbo: u64,
-    /// Slots whose place in the data file is durable; and will be, by the sync under way.
-    synced_slots: u32,
-    syncing_slots: u32,
+    /// The growth of the data file that is durable, and will be by the sync under way: [`SlotTable::growths`].
+    synced_growths: u64,
+    syncing_growths: u64,
     barrier: Barrier,
     checkpoint: Checkpoint,
     /// Publishes up to here are durable; in a record; to become durable. Each at least the one before.
@@ -257,8 +257,8 @@ impl Journal {
             fresh: 0,
             limbo: 0,
             // The file may have got its length in the moments before a process died: nobody synced that.
-            synced_slots: 0,
-            syncing_slots: 0,
+            synced_growths: 0,
+            syncing_growths: 0,
             barrier: Barrier {
                 stage: BarrierStage::Idle,
                 busy: false,
@@ -417,7 +417,7 @@ impl Journal {
         match self.barrier.stage {
             BarrierStage::Idle => None,
             BarrierStage::SyncData => {
-                self.syncing_slots = slots.total();
+                self.syncing_growths = slots.growths();
                 Some(Action::SyncData)
             }
             BarrierStage::Write => {
@@ -453,7 +453,8 @@ impl Journal {
             return;
         }
         let bytes = frame_bytes(entries) as u64;
-        let knows_length = slots.total() == self.synced_slots || planted(Bug::CarriedBeyondLength);
+        let knows_length =
+            slots.growths() == self.synced_growths || planted(Bug::CarriedBeyondLength);
         let few = self.fresh <= u64::from(self.limits.carried_slots_max);
         let mut carried = if few && knows_length { self.fresh } else { 0 };
         let half = self.identity.segment_bytes / 2;
@@ -639,7 +640,7 @@ impl Journal {
         self.barrier.stage = match self.barrier.stage {
             BarrierStage::Idle => unreachable!("no task was under way"),
             BarrierStage::SyncData => {
-                self.synced_slots = self.syncing_slots;
+                self.synced_growths = self.syncing_growths;
                 BarrierStage::Write
             }
             BarrierStage::Write if planted(Bug::ReplyBeforeSync) => return self.settle(),

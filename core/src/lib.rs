@@ -40,7 +40,7 @@ pub mod wire;
 
 pub use error::{CloseReason, Errno};
 pub use export::{Catalog, Export};
-pub use limits::{JournalLimits, Limits};
+pub use limits::{JournalLimits, Limits, SpaceLimits};
 pub use overlay::{Overlay, OverlayConfig};
 pub use seal::Seal;
 pub use segment::{Segment, Source};

@@ -41,6 +41,50 @@ const _: () = assert!(PAYLOAD_BYTES_MAX >= 50 << 20);
 // The largest write must find its slots in one growth step.
 const _: () = assert!(GROWTH_SLOTS_MAX >= PAYLOAD_BYTES_MAX / BLOCK_BYTES);
 
+/// How a device gets space for its slots from the file system, and gives it back. [`Self::default`] is what
+/// production uses; the simulator takes less of everything, so that both happen often.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct SpaceLimits {
+    /// The first extent by which the data file grows, in slots; it doubles from there.
+    pub growth_slots_min: u32,
+    /// The largest extent by which it grows ahead of need.
+    pub growth_slots_max: u32,
+    /// Free slots are given back in aligned groups of so many, a power of two of no more than 64; 0 for never.
+    pub hole_slots: u32,
+    /// The most that are given back at once; a multiple of [`Self::hole_slots`].
+    pub punch_slots_max: u32,
+    /// So many free slots are kept while something is written, besides those that are set aside, and one more for every
+    /// eight that are live: more than a barrier frees at once and the data file grows by, which would be needed again.
+    /// Where nothing is written, twice [`Self::growth_slots_min`] are enough.
+    pub spare_slots: u32,
+}
+
+impl Default for SpaceLimits {
+    fn default() -> Self {
+        Self {
+            growth_slots_min: GROWTH_SLOTS_MIN,
+            growth_slots_max: GROWTH_SLOTS_MAX,
+            hole_slots: 16,
+            punch_slots_max: 2048,
+            spare_slots: 96 << 10,
+        }
+    }
+}
+
+impl SpaceLimits {
+    /// Space is never given back.
+    #[must_use]
+    pub const fn growing_by(growth_slots_min: u32) -> Self {
+        Self {
+            growth_slots_min,
+            growth_slots_max: GROWTH_SLOTS_MAX,
+            hole_slots: 0,
+            punch_slots_max: 0,
+            spare_slots: 0,
+        }
+    }
+}
+
 /// The bounds of one session.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Limits {

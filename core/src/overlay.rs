@@ -10,6 +10,7 @@
 //! names segments as of one moment; a pin taken at `epoch` in the same step keeps them as they are.
 
 mod durable;
+mod growth;
 #[cfg(test)]
 mod tests;
 
@@ -18,14 +19,13 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 pub use durable::{Durable, Visible};
+use growth::{Growth, Punching};
 
 use crate::error::Errno;
 use crate::journal::{Journal, Place};
 use crate::judge::{Bug, Mark, mark, planted, used};
-use crate::limits::{
-    BLOCK_BYTES, DEVICE_BYTES_MAX, GROWTH_SLOTS_MAX, RECLAIM_SLOTS_PER_STEP, RECLAIM_STEPS_MAX,
-};
-use crate::map::{Dropped, Entry, Map, SLOTS_MAX, Tally, Uniform};
+use crate::limits::{BLOCK_BYTES, DEVICE_BYTES_MAX, SpaceLimits};
+use crate::map::{Dropped, Entry, Map, Tally, Uniform};
 use crate::pin::{Epoch, PinCell};
 use crate::seal::{Seal, SealNumber};
 use crate::segment::{Segment, Source};
@@ -44,9 +44,8 @@ pub struct OverlayConfig {
     pub template_bytes: u64,
     /// The most bytes the sheet may hold; `u64::MAX` for no quota. Rounded down to blocks.
     pub quota_bytes: u64,
-    /// The first extent by which the data file grows, in slots; it doubles from there. In production
-    /// [`crate::limits::GROWTH_SLOTS_MIN`]; the simulator takes fewer, so that growth is often on the way.
-    pub growth_slots_min: u32,
+    /// How it gets space, and gives it back.
+    pub space: SpaceLimits,
 }
 
 impl OverlayConfig {
@@ -148,6 +147,7 @@ pub struct Overlay {
     dropped: VecDeque<DroppedAt>,
     cells: Vec<PinCell>,
     growth: Growth,
+    punching: Punching,
     waiting: Vec<SessionKey>,
     journal: Option<Journal>,
     /// With a bug planted, the map as it was before the last publish.
@@ -163,23 +163,6 @@ struct DroppedAt {
     nodes: Dropped,
 }
 
-#[derive(Debug, Default, Hash)]
-struct Growth {
-    /// The driver is growing the data file by this many slots.
-    asked: Option<u32>,
-    /// Slots that waiting writes cannot do without.
-    demand: u64,
-    /// The extent to grow by next, while it goes well.
-    step: u32,
-    /// The last attempt failed: grow by no more than is needed, and not ahead of need.
-    failed: bool,
-    /// Sessions woken by a failure: they hear of it when they ask again. Anybody else's request
-    /// deserves an attempt of its own, since space may have been freed meanwhile.
-    denied: Vec<SessionKey>,
-    /// It failed, but slots wait for a record: the sessions that wait are woken when this is durable.
-    barrier: Option<Epoch>,
-}
-
 impl Overlay {
     /// An ephemeral device nobody has written to.
     #[must_use]
@@ -190,13 +173,14 @@ impl Overlay {
             map: Map::new(config.size_bytes.div_ceil(BLOCK), config.initial()),
             quota_blocks: config.quota_bytes / BLOCK,
             used_blocks_max: config.quota_bytes / BLOCK,
-            slots: SlotTable::default(),
+            slots: SlotTable::new(config.space.hole_slots),
             charged: 0,
             setting: 0,
             epoch: Epoch::FIRST,
             dropped: VecDeque::new(),
             cells: Vec::new(),
-            growth: Growth { step: config.growth_slots_min, ..Growth::default() },
+            growth: Growth::new(config.space.growth_slots_min),
+            punching: Punching::default(),
             waiting: Vec::new(),
             journal: None,
             before: None,
@@ -596,72 +580,6 @@ impl Overlay {
         less(&mut self.setting, grant.setting);
     }
 
-    /// By how many slots the data file should grow now. Asked until it answers `None`; every answer
-    /// is completed once, by [`Self::grown`].
-    pub fn poll_growth(&mut self) -> Option<u32> {
-        if self.growth.asked.is_some() || self.growth.barrier.is_some() {
-            return None;
-        }
-        let counts = self.slots.counts();
-        let room = SLOTS_MAX - counts.total;
-        let missing = self.growth.demand.saturating_sub(u64::from(counts.free));
-        if missing == 0 {
-            // What was waited for has become free meanwhile: whoever waited asks again.
-            self.growth.demand = 0;
-        }
-        let wanted = if missing > 0 {
-            missing.max(u64::from(if self.growth.failed { 0 } else { self.growth.step }))
-        } else if self.runs_low() {
-            mark(Mark::GrowthAhead);
-            u64::from(self.growth.step)
-        } else {
-            return None;
-        };
-        let wanted = u32::try_from(wanted).unwrap_or(u32::MAX).min(room);
-        self.growth.asked = Some(wanted);
-        Some(wanted)
-    }
-
-    /// The data file grew by as many slots as asked, or could not. Wake those in
-    /// [`Self::take_waiting`].
-    pub fn grown(&mut self, ok: bool) {
-        let asked = self.growth.asked.take().expect("growth is completed once");
-        let missing = self.growth.demand.saturating_sub(u64::from(self.slots.counts().free));
-        if ok && asked > 0 {
-            self.slots.grow(asked);
-            self.growth.failed = false;
-            self.growth.step = (self.growth.step * 2).min(GROWTH_SLOTS_MAX);
-        } else {
-            self.growth.step = self.config.growth_slots_min;
-            let was_more_than_needed = u64::from(asked) > missing && missing > 0;
-            if was_more_than_needed && !self.growth.failed {
-                mark(Mark::GrowthRetried);
-                // Try again with only what is needed, before anybody hears of it.
-                self.growth.failed = true;
-                return;
-            }
-            mark(Mark::GrowthFailed);
-            self.growth.failed = true;
-            self.growth.barrier = self.flush_for_space();
-            if self.growth.barrier.is_some() {
-                return;
-            }
-            self.growth.denied.clone_from(&self.waiting);
-        }
-        self.growth.demand = 0;
-    }
-
-    /// The sessions to wake, if growth has come to an end.
-    pub fn take_waiting(&mut self) -> Vec<SessionKey> {
-        if self.growth.demand > 0 {
-            return Vec::new();
-        }
-        if planted(Bug::LostWakeUp) {
-            self.waiting.truncate(1);
-        }
-        core::mem::take(&mut self.waiting)
-    }
-
     /// Whether a place in the data file is private to a write under way: the only places that may be
     /// written to. For tests and the simulator.
     #[must_use]
@@ -696,54 +614,11 @@ impl Overlay {
             }
         });
         // An overcommitted reservation would break the promise that a later write finds a slot.
-        assert!(
-            u64::from(counts.free) + u64::from(counts.displaced) + u64::from(counts.filling)
-                >= self.map.tally().reserved
-        );
+        let there = [counts.free, counts.displaced, counts.filling, self.perhaps_free()];
+        assert!(there.into_iter().map(u64::from).sum::<u64>() >= self.map.tally().reserved);
         assert!(self.used_blocks() <= self.used_blocks_max);
         if let Some(journal) = &self.journal {
             journal.audit(self.epoch);
-        }
-    }
-
-    /// Frees displaced slots nobody looks at any more. A bounded step; the driver may call it when it
-    /// has nothing better to do, and every reservation that runs short does.
-    pub fn reclaim(&mut self) {
-        if self.slots.counts().displaced == 0 && !self.slots.is_unsealing() {
-            return;
-        }
-        let mut unsealed = 0;
-        while self.slots.is_unsealing() && unsealed < RECLAIM_SLOTS_PER_STEP {
-            let (seen, limbo) = self.slots.unseal_step(self.epoch);
-            unsealed += seen;
-            self.note_limbo(limbo);
-        }
-        let oldest = self.cells.iter().filter_map(PinCell::oldest).min();
-        let unpinned = oldest.unwrap_or(Epoch::LAST);
-        let unpinned = if planted(Bug::ReuseWhilePinned) { Epoch::LAST } else { unpinned };
-        let durable = self.durable_until();
-        let mut budget = RECLAIM_SLOTS_PER_STEP;
-        budget -= self.slots.reclaim(unpinned, durable, budget).min(budget);
-        if budget > 0 && self.slots.counts().displaced > 0 && oldest.is_some() {
-            mark(Mark::PinHoldsSlots);
-        }
-        // Parts of the map that were cut off may hold slots of either kind.
-        let limit = unpinned.min(durable);
-        while budget > 0 {
-            match self.dropped.front_mut() {
-                Some(DroppedAt { epoch, seal, nodes }) if *epoch <= limit => {
-                    let slots = &mut self.slots;
-                    let seen = nodes.step(&mut |slot| {
-                        mark(Mark::DroppedFreed);
-                        slots.free_dropped(slot, *seal);
-                    });
-                    if nodes.is_empty() {
-                        self.dropped.pop_front();
-                    }
-                    budget = budget.saturating_sub(seen);
-                }
-                _ => break,
-            }
         }
     }
 
@@ -759,51 +634,5 @@ impl Overlay {
         }
         mark(Mark::QuotaRefused);
         Err(Errno::NoSpace)
-    }
-
-    /// Whether so many slots are free, after looking for displaced ones.
-    fn available(&mut self, count: u64) -> bool {
-        self.reclaim();
-        // A dropped terabyte, or a seal let go, is worth more than one step when slots are short; but no more
-        // than a few while the data file can grow instead.
-        let mut steps = if self.growth.failed { u32::MAX } else { RECLAIM_STEPS_MAX };
-        while u64::from(self.slots.counts().free) < count
-            && (!self.dropped.is_empty() || self.slots.is_unsealing())
-            && steps > 0
-        {
-            steps -= 1;
-            let before = self.slots.counts();
-            self.reclaim();
-            if self.slots.counts() == before && !self.slots.is_unsealing() {
-                break;
-            }
-        }
-        u64::from(self.slots.counts().free) >= count
-    }
-
-    fn ask_growth(&mut self, count: u64, key: SessionKey) -> Result<(), Errno> {
-        if let Some(index) = self.growth.denied.iter().position(|denied| *denied == key) {
-            mark(Mark::Denied);
-            self.growth.denied.swap_remove(index);
-            return Err(Errno::NoSpace);
-        }
-        if planted(Bug::StaleDenial) && self.growth.failed {
-            return Err(Errno::NoSpace);
-        }
-        self.growth.demand = self.growth.demand.max(count);
-        if !self.waiting.contains(&key) {
-            self.waiting.push(key);
-        }
-        Ok(())
-    }
-
-    fn runs_low(&self) -> bool {
-        let counts = self.slots.counts();
-        let blocks = self.map.blocks().min(self.quota_blocks);
-        let spare = u64::from(counts.free) - self.map.tally().reserved.min(u64::from(counts.free));
-        counts.total > 0
-            && !self.growth.failed
-            && u64::from(counts.total - counts.sealed) < blocks
-            && spare < u64::from(self.growth.step / 4)
     }
 }

@@ -5,7 +5,7 @@
 //! Allocation recycles before it grows, and prefers whole runs, so that neighbouring blocks lie in
 //! neighbouring slots and go to the kernel in one piece.
 
-use alloc::collections::VecDeque;
+use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 use core::hint::black_box;
 
@@ -33,7 +33,7 @@ impl SlotId {
 pub struct Run {
     /// The first of them.
     pub first: SlotId,
-    /// How many there are; never zero.
+    /// How many there are.
     pub count: u32,
 }
 
@@ -64,11 +64,13 @@ pub enum SlotState {
     Sealed,
     /// No longer named, perhaps still looked at by a pin.
     Displaced,
+    /// Its space was given back to the file system, or may have been.
+    Hole,
 }
 
 use SlotState as State;
 
-/// How many slots are in each state. Conservation: the five always add up to `total`.
+/// How many slots are in each state. Conservation: the six always add up to `total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 pub struct SlotCounts {
     /// Slots of the data file.
@@ -83,6 +85,8 @@ pub struct SlotCounts {
     pub sealed: u32,
     /// No longer named, perhaps still looked at by a pin.
     pub displaced: u32,
+    /// Without space, or perhaps without.
+    pub holes: u32,
 }
 
 impl SlotCounts {
@@ -93,7 +97,8 @@ impl SlotCounts {
             + u64::from(self.filling)
             + u64::from(self.live)
             + u64::from(self.sealed)
-            + u64::from(self.displaced);
+            + u64::from(self.displaced)
+            + u64::from(self.holes);
         sum == u64::from(self.total)
     }
 }
@@ -120,15 +125,53 @@ impl Fresh {
 
 /// Runs at least this long are kept for large writes.
 const LARGE_RUN_SLOTS: u32 = 16;
+/// Free runs that are looked at in one step when space is to be given back.
+const PUNCH_RUNS_PER_STEP: u32 = 16;
+
+/// The whole groups in a run, and what is before and behind them; no groups if there are none of them at all.
+fn split_groups(run: Run, group: u32) -> [Option<Run>; 3] {
+    let (start, end) = (run.first.0, run.first.0 + run.count);
+    // None for groups of none, and behind the last whole group that a slot number can name.
+    let from = start.checked_next_multiple_of(group).unwrap_or(end);
+    let to = end.checked_div(group).map_or(0, |groups| groups * group);
+    if from >= to {
+        return [Some(run), None, None];
+    }
+    let between =
+        |from: u32, to: u32| (from < to).then_some(Run { first: SlotId(from), count: to - from });
+    [between(start, from), between(from, to), between(to, end)]
+}
+
+/// The lowest `count` bits; there is at least one.
+fn ones(count: u32) -> u64 {
+    u64::MAX >> (u64::BITS - count)
+}
+
+/// Slots without space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Hole {
+    pub(crate) run: Run,
+    /// Whether it was punched, or space for it was refused. After a restart, nobody knows.
+    pub(crate) certain: bool,
+}
 
 /// Every slot of one data file.
 #[derive(Debug, Default, Hash)]
 pub struct SlotTable {
     states: Vec<State>,
     counts: SlotCounts,
+    /// Space is given back by whole groups of so many slots, a power of two of no more than 64; 0 for never.
+    group: u32,
     /// Free runs, most recently freed last: those pages are warm, so they go first.
-    small: Vec<Run>,
-    large: Vec<Run>,
+    small: VecDeque<Run>,
+    large: VecDeque<Run>,
+    /// Free slots that were looked at since space is to be given back, and whose groups are not whole: of each group,
+    /// a bit for each slot.
+    cold: BTreeMap<u32, u64>,
+    /// Whole groups of slots. Those that are uncertain are last, and are taken first: they may have space.
+    holes: VecDeque<Hole>,
+    /// Changes whenever slots get space.
+    growths: u64,
     /// Displaced runs with the epoch that displaced them, in rising order: those that the journal may
     /// name, and those that it never did.
     displaced: VecDeque<(Epoch, Run)>,
@@ -140,15 +183,16 @@ pub struct SlotTable {
 }
 
 impl SlotTable {
+    /// No slots, of a data file that gives space back by groups of so many; 0 for never.
+    pub(crate) fn new(group: u32) -> Self {
+        assert!(group == 0 || group.is_power_of_two() && group <= u64::BITS, "a group has a mask");
+        Self { group, ..Self::default() }
+    }
+
     /// How many slots are in each state.
     #[must_use]
     pub fn counts(&self) -> SlotCounts {
         self.counts
-    }
-
-    /// How many slots the data file has.
-    pub(crate) fn total(&self) -> u32 {
-        self.counts.total
     }
 
     /// The data file has grown by `count` slots.
@@ -156,6 +200,7 @@ impl SlotTable {
         let first = self.counts.total;
         let total = first.checked_add(count).expect("growth is bounded by the slot numbers");
         self.states.resize(total as usize, State::Free);
+        self.growths += 1;
         self.counts.total = total;
         self.counts.free += count;
         if count > 0 {
@@ -164,9 +209,9 @@ impl SlotTable {
     }
 
     /// The slots of a data file with `total` of them, after a restart: those that the map names are live,
-    /// all others are free. Fails at a slot that the map names twice.
-    pub(crate) fn recovered(total: u32, map: &Map) -> Result<Self, SlotId> {
-        let mut table = Self::default();
+    /// all others are free, or holes if they may have been punched. Fails at a slot that the map names twice.
+    pub(crate) fn recovered(total: u32, map: &Map, group: u32) -> Result<Self, SlotId> {
+        let mut table = Self { growths: 1, ..Self::new(group) };
         table.states.resize(total as usize, State::Free);
         table.counts = SlotCounts { total, free: total, ..SlotCounts::default() };
         let mut twice = None;
@@ -188,7 +233,16 @@ impl SlotTable {
             let free = table.states[..end as usize].iter().rev();
             let count = free.take_while(|state| **state == State::Free).count() as u32;
             if count > 0 {
-                table.put_free(Run { first: SlotId(end - count), count });
+                let run = Run { first: SlotId(end - count), count };
+                let [before, holes, behind] =
+                    split_groups(run, if planted(Bug::HoleForgotten) { 0 } else { group });
+                [behind, before].into_iter().flatten().for_each(|run| table.put_free(run));
+                if let Some(run) = holes {
+                    table.states[run.range()].fill(State::Hole);
+                    table.counts.free -= run.count;
+                    table.counts.holes += run.count;
+                    table.put_hole(Hole { run, certain: false });
+                }
             }
             end = (end - count).saturating_sub(1);
         }
@@ -206,7 +260,7 @@ impl SlotTable {
             } else {
                 (&mut self.small, &mut self.large)
             };
-            let run = first.pop().or_else(|| second.pop()).expect("counted as free");
+            let run = first.pop_back().or_else(|| second.pop_back()).unwrap_or_else(|| self.thaw());
             let taken = Run { first: run.first, count: run.count.min(missing) };
             if taken.count < run.count {
                 mark(Mark::RunSplit);
@@ -384,9 +438,17 @@ impl SlotTable {
         }
         self.shift(run, State::Live, State::Free);
         self.counts.free += 1;
-        match self.small.last_mut() {
-            Some(last) if last.first.0 + last.count == slot.0 => last.count += 1,
-            _ => self.put_free(run),
+        let grows = |last: &&mut Run| last.first.0 + last.count == slot.0;
+        if let Some(last) = self.large.back_mut().filter(grows) {
+            last.count += 1;
+        } else if let Some(last) = self.small.back_mut().filter(grows) {
+            last.count += 1;
+            if last.count == LARGE_RUN_SLOTS {
+                let run = self.small.pop_back().expect("it is there");
+                self.large.push_back(run);
+            }
+        } else {
+            self.put_free(run);
         }
     }
 
@@ -425,10 +487,129 @@ impl SlotTable {
 
     fn put_free(&mut self, run: Run) {
         if run.count >= LARGE_RUN_SLOTS {
-            self.large.push(run);
+            self.large.push_back(run);
         } else {
-            self.small.push(run);
+            self.small.push_back(run);
         }
+    }
+
+    /// Takes free slots, to be punched: whole groups, of those that were freed longest ago, no more slots than `most`. A
+    /// bounded step: a run of none is a reason to ask again.
+    pub(crate) fn punch(&mut self, most: u32) -> Option<Run> {
+        if self.group == 0 || most < self.group {
+            return None;
+        }
+        if planted(Bug::PunchTooEarly)
+            && let Some((_, run)) = self.displaced.pop_front()
+        {
+            self.shift(run, State::Displaced, State::Free);
+            self.counts.displaced -= run.count;
+            self.counts.free += run.count;
+            self.large.push_front(run);
+        }
+        for _ in 0..PUNCH_RUNS_PER_STEP {
+            let run = self.large.pop_front().or_else(|| self.small.pop_front())?;
+            let [before, groups, behind] = split_groups(run, self.group);
+            [before, behind].into_iter().flatten().for_each(|run| self.cool(run));
+            if let Some(Run { first, count }) = groups {
+                let taken = Run { first, count: count.min(most / self.group * self.group) };
+                if taken.count < count {
+                    let first = SlotId(first.0 + taken.count);
+                    self.large.push_front(Run { first, count: count - taken.count });
+                }
+                self.shift(taken, State::Free, State::Hole);
+                self.counts.free -= taken.count;
+                self.counts.holes += taken.count;
+                return Some(taken);
+            }
+        }
+        Some(Run { first: SlotId(0), count: 0 })
+    }
+
+    /// Free slots join others of their group, until it is whole.
+    fn cool(&mut self, mut run: Run) {
+        while run.count > 0 {
+            let (number, within) = (run.first.0 / self.group, run.first.0 % self.group);
+            let count = run.count.min(self.group - within);
+            let mask = self.cold.entry(number).or_default();
+            *mask |= ones(count) << within;
+            if *mask == ones(self.group) {
+                mark(Mark::GroupWhole);
+                self.cold.remove(&number);
+                let whole = Run { first: SlotId(number * self.group), count: self.group };
+                match self.large.front_mut() {
+                    Some(next) if next.first.0 + next.count == whole.first.0 => {
+                        next.count += whole.count;
+                    }
+                    _ => self.large.push_front(whole),
+                }
+            }
+            run = Run { first: SlotId(run.first.0 + count), count: run.count - count };
+        }
+    }
+
+    /// Free slots that lie side by side in one group which is not whole. There must be some.
+    fn thaw(&mut self) -> Run {
+        mark(Mark::GroupThawed);
+        let mut entry = self.cold.first_entry().expect("counted as free");
+        let within = entry.get().trailing_zeros();
+        let count = (entry.get() >> within).trailing_ones();
+        let first = SlotId(entry.key() * self.group + within);
+        *entry.get_mut() &= !(ones(count) << within);
+        if *entry.get() == 0 {
+            entry.remove();
+        }
+        Run { first, count }
+    }
+
+    /// Slots whose space nobody knows of, no more than `most`: they are to be punched, so that it is certain.
+    pub(crate) fn punch_uncertain(&mut self, most: u32) -> Option<Run> {
+        self.has_uncertain_holes().then(|| self.take_hole(most)).flatten().map(|hole| hole.run)
+    }
+
+    /// A hole that is to get space again, or is to be punched: no longer than `most`, a multiple of a group.
+    pub(crate) fn take_hole(&mut self, most: u32) -> Option<Hole> {
+        let Hole { run, certain } = self.holes.pop_back()?;
+        let taken = Run { first: run.first, count: run.count.min(most) };
+        if taken.count < run.count {
+            let first = SlotId(taken.first.0 + taken.count);
+            let rest = Run { first, count: run.count - taken.count };
+            self.holes.push_back(Hole { run: rest, certain });
+        }
+        Some(Hole { run: taken, certain })
+    }
+
+    /// A hole stays, or has become one.
+    pub(crate) fn put_hole(&mut self, hole: Hole) {
+        if hole.certain {
+            self.holes.push_front(hole);
+        } else {
+            self.holes.push_back(hole);
+        }
+    }
+
+    /// Whether there are holes which perhaps are none.
+    pub(crate) fn has_uncertain_holes(&self) -> bool {
+        self.holes.back().is_some_and(|hole| !hole.certain)
+    }
+
+    /// How many slots are in those. For audits.
+    pub(crate) fn uncertain_holes(&self) -> u32 {
+        self.holes.iter().rev().take_while(|hole| !hole.certain).map(|hole| hole.run.count).sum()
+    }
+
+    /// A hole that was taken has space again.
+    pub(crate) fn fill_hole(&mut self, run: Run) {
+        self.shift(run, State::Hole, State::Free);
+        self.growths += 1;
+        self.counts.holes -= run.count;
+        self.counts.free += run.count;
+        self.put_free(run);
+    }
+
+    /// A number that changes whenever slots get space.
+    pub(crate) fn growths(&self) -> u64 {
+        self.growths
     }
 
     fn shift(&mut self, run: Run, from: State, to: State) {
@@ -441,17 +622,33 @@ impl SlotTable {
     /// Checks everything that can be derived twice. For tests and the simulator: it walks all slots.
     pub fn audit(&self) {
         assert!(self.counts.conserved(), "slots are conserved: {:?}", self.counts);
-        let free: u64 = self.small.iter().chain(&self.large).map(|run| u64::from(run.count)).sum();
+        let cold = self.cold.iter().flat_map(|(number, mask)| {
+            let bits = (0..self.group).filter(move |bit| mask >> bit & 1 == 1);
+            bits.map(move |bit| Run { first: SlotId(number * self.group + bit), count: 1 })
+        });
+        let runs = || self.small.iter().chain(&self.large).copied().chain(cold.clone());
+        let free: u64 = runs().map(|run| u64::from(run.count)).sum();
         assert_eq!(free, u64::from(self.counts.free), "the free runs hold every free slot");
         let mut seen = alloc::vec![false; self.states.len()];
-        for run in self.small.iter().chain(&self.large) {
+        for run in runs() {
             for index in run.range() {
                 assert!(self.states[index] == State::Free, "slot {index} is listed as free");
                 assert!(!core::mem::replace(&mut seen[index], true), "slot {index} is free twice");
             }
         }
+        for hole in &self.holes {
+            for index in hole.run.range() {
+                assert!(self.states[index] == State::Hole, "slot {index} is listed as a hole");
+                assert!(
+                    !core::mem::replace(&mut seen[index], true),
+                    "slot {index} is a hole twice"
+                );
+            }
+        }
         let in_state = |state| self.states.iter().filter(|other| **other == state).count();
         let (filling, sealed) = (in_state(State::Filling), in_state(State::Sealed));
+        let holes = in_state(State::Hole);
+        assert_eq!(holes, self.counts.holes as usize, "the states agree with the counts");
         assert_eq!(filling, self.counts.filling as usize, "the states agree with the counts");
         assert_eq!(sealed, self.counts.sealed as usize, "the states agree with the counts");
         let orphans: u64 = self.seals.orphans().map(|run| u64::from(run.count)).sum();
@@ -553,7 +750,8 @@ mod tests {
     fn large_runs_are_kept_for_large_writes() {
         let mut table = table(15);
         table.grow(LARGE_RUN_SLOTS);
-        assert_eq!((&table.small[..], &table.large[..]), (&[run(0, 15)][..], &[run(15, 16)][..]));
+        assert_eq!(table.small, [run(0, 15)]);
+        assert_eq!(table.large, [run(15, 16)]);
         assert_eq!(taken(&mut table, 1), [run(0, 1)]);
         assert_eq!(taken(&mut table, LARGE_RUN_SLOTS), [run(15, 16)]);
         table.grow(100);
@@ -595,7 +793,7 @@ mod tests {
         for slot in [7, 8, 6, 2] {
             table.free_dropped(SlotId(slot), table.next_seal());
         }
-        assert_eq!(table.small[before..], [run(7, 2), run(6, 1), run(2, 1)]);
+        assert!(table.small.iter().skip(before).eq(&[run(7, 2), run(6, 1), run(2, 1)]));
         assert_eq!(
             table.counts(),
             SlotCounts { total: 16, free: 15, live: 1, ..Default::default() }
@@ -647,6 +845,77 @@ mod tests {
         table.settle(run(0, 1));
         table.displace(SlotId(1), Epoch(1));
         assert_eq!([0, 1].map(|slot| table.place(SlotId(slot))), [None, None]);
+    }
+
+    /// The groups that give their space back, if nobody needs any.
+    fn punched(table: &mut SlotTable) -> Vec<Run> {
+        let mut all = Vec::new();
+        while let Some(run) = table.punch(u32::MAX) {
+            all.extend((run.count > 0).then_some(run));
+            table.audit();
+        }
+        all
+    }
+
+    #[test]
+    fn scattered_free_slots_are_given_back_when_they_make_up_a_group() {
+        let mut table = SlotTable::new(4);
+        table.grow(32);
+        let live = taken(&mut table, 32)[0];
+        table.publish(live);
+        // Every other slot, then those between: all of the first three groups, most of the fourth.
+        let slots = (0..16).step_by(2).chain((1..14).step_by(2));
+        for slot in slots {
+            table.displace(SlotId(slot), Epoch(1));
+        }
+        table.reclaim(Epoch(1), Epoch(1), 100);
+        assert_eq!(punched(&mut table), [run(0, 4), run(4, 4), run(8, 4)]);
+        assert_eq!((table.counts().holes, table.counts().free), (12, 3));
+        // What is left of the fourth is free like any other.
+        assert_eq!(taken(&mut table, 3), [run(12, 3)]);
+        table.audit();
+    }
+
+    #[test]
+    fn the_last_slots_there_can_be_are_no_whole_group() {
+        let first = u32::MAX - 20;
+        for alone in [run(first, 5), run(u32::MAX - 10, 10)] {
+            assert_eq!(split_groups(alone, 16), [Some(alone), None, None]);
+        }
+        let [before, groups, behind] = split_groups(run(first - 16, 36), 16);
+        let split =
+            [before, groups, behind].map(|run| run.map(|run| (run.first.0 % 16, run.count)));
+        assert_eq!(split, [Some((11, 5)), Some((0, 16)), Some((0, 15))]);
+        assert_eq!(split_groups(run(0, 32), 0), [Some(run(0, 32)), None, None]);
+    }
+
+    #[test]
+    fn no_more_is_given_back_than_may_be_and_in_whole_groups() {
+        let mut table = SlotTable::new(4);
+        table.grow(30);
+        assert_eq!([0, 3].map(|most| table.punch(most)), [None, None]);
+        assert_eq!(table.punch(11), Some(run(0, 8)));
+        assert_eq!(punched(&mut table), [run(8, 20)]);
+        assert_eq!((table.counts().holes, table.counts().free), (28, 2));
+        assert_eq!(SlotTable::new(0).punch(100), None);
+    }
+
+    #[test]
+    fn holes_that_may_have_space_are_asked_for_first() {
+        let mut table = SlotTable::new(4);
+        table.grow(16);
+        let [one, other] = [8, 8].map(|most| table.punch(most).unwrap());
+        assert_eq!((one, other), (run(0, 8), run(8, 8)));
+        table.put_hole(Hole { run: one, certain: true });
+        table.put_hole(Hole { run: other, certain: false });
+        assert_eq!((table.uncertain_holes(), table.punch_uncertain(4)), (8, Some(run(8, 4))));
+        assert_eq!(table.take_hole(100), Some(Hole { run: run(12, 4), certain: false }));
+        assert_eq!((table.uncertain_holes(), table.punch_uncertain(4)), (0, None));
+        assert_eq!(table.take_hole(4), Some(Hole { run: run(0, 4), certain: true }));
+        let growths = table.growths();
+        table.fill_hole(run(0, 4));
+        assert_ne!(table.growths(), growths, "somebody has to sync that");
+        assert_eq!(taken(&mut table, 4), [run(0, 4)]);
     }
 
     #[test]

@@ -55,7 +55,7 @@ impl Device {
             size_bytes: BLOCKS * BLOCK as u64,
             template_bytes: 0,
             quota_bytes: u64::MAX,
-            growth_slots_min: 1,
+            space: glassine_core::SpaceLimits::growing_by(1),
         });
         let slots = (0..SLOTS).map(|_| Slot(UnsafeCell::new([0; BLOCK]))).collect();
         Arc::new(Self { overlay: Mutex::new(overlay), slots })

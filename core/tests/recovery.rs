@@ -8,7 +8,7 @@ use glassine_core::journal::superblock::Identity;
 use glassine_core::journal::{Action, JournalFile};
 use glassine_core::limits::SEGMENT_BYTES;
 use glassine_core::overlay::{Extent, Reserve, SessionKey};
-use glassine_core::{JournalLimits, Overlay, OverlayConfig};
+use glassine_core::{JournalLimits, Overlay, OverlayConfig, SpaceLimits};
 
 const BLOCK: u64 = 4096;
 const KEY: SessionKey = SessionKey(1);
@@ -31,8 +31,12 @@ impl Sheet {
         let segment = vec![0; segment_bytes as usize];
         let contents = [made.superblock, made.checkpoint, Vec::new(), segment.clone(), segment];
         let quota_bytes = u64::MAX;
-        let config =
-            OverlayConfig { size_bytes, template_bytes, quota_bytes, growth_slots_min: 16 << 10 };
+        let config = OverlayConfig {
+            size_bytes,
+            template_bytes,
+            quota_bytes,
+            space: SpaceLimits::growing_by(16 << 10),
+        };
         Self { config, files: JournalFile::ALL.into_iter().zip(contents).collect(), slots: 0 }
     }
 
@@ -63,7 +67,7 @@ impl Sheet {
                 Reserve::Granted(grant) => break grant,
                 Reserve::Wait => {
                     while let Some(slots) = overlay.poll_growth() {
-                        self.slots += slots;
+                        self.slots += slots.count;
                         overlay.grown(true);
                     }
                     let _ = overlay.take_waiting();

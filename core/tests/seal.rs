@@ -33,7 +33,7 @@ fn a_seal_of_64_gib_takes_no_time() {
         size_bytes: BLOCKS * BLOCK,
         template_bytes: 0,
         quota_bytes: u64::MAX,
-        growth_slots_min: 16 << 10,
+        space: glassine_core::SpaceLimits::growing_by(16 << 10),
     });
     for first in (0..BLOCKS).step_by(16 << 10) {
         write(&mut overlay, first..first + (16 << 10));

@@ -8,11 +8,11 @@ use glassine_core::outbox::SendPiece;
 use glassine_core::overlay::{Extent, Reserve, SessionKey};
 use glassine_core::request::RequestId;
 use glassine_core::session::{Input, Merge, Output};
-use glassine_core::slot::SlotState;
+use glassine_core::slot::{Run, SlotState};
 use glassine_core::sync::Arc;
 use glassine_core::{
     Catalog, CloseReason, Errno, Export, Instant, Limits, Overlay, OverlayConfig, Segment, Session,
-    Source,
+    Source, SpaceLimits,
 };
 use sim::client::View;
 use sim::model::{Content, fill_template};
@@ -30,7 +30,7 @@ pub(crate) struct Setup {
     pub(crate) size_bytes: u64,
     pub(crate) template_bytes: u64,
     pub(crate) quota_bytes: u64,
-    pub(crate) growth_slots_min: u32,
+    pub(crate) space: SpaceLimits,
     pub(crate) read_only: bool,
     pub(crate) limits: Limits,
 }
@@ -57,7 +57,7 @@ pub(crate) enum How {
 /// An operation under way.
 #[derive(Debug)]
 enum Work {
-    Grow { slots: u32 },
+    Grow { run: Run },
     Wake,
     Load,
     Store { id: RequestId, staged: Range<usize>, targets: Vec<(u64, u64)> },
@@ -108,14 +108,14 @@ pub(crate) struct Driver {
 
 impl Driver {
     pub(crate) fn new(setup: Setup) -> Self {
-        let Setup { size_bytes, template_bytes, quota_bytes, growth_slots_min, read_only, .. } =
-            setup;
+        let Setup { size_bytes, template_bytes, quota_bytes, ref space, read_only, .. } = setup;
         let (name, description) = (String::new(), String::new());
         let export = Export { name, description, size_bytes, read_only };
         let catalog = Arc::new(Catalog::new(vec![export]));
         let payload_bytes_max = setup.limits.payload_bytes_max;
         let view = View { size_bytes, read_only, payload_bytes_max, now: 1 };
-        let config = OverlayConfig { size_bytes, template_bytes, quota_bytes, growth_slots_min };
+        let config =
+            OverlayConfig { size_bytes, template_bytes, quota_bytes, space: space.clone() };
         let mut driver = Self {
             session: Session::new(KEY, setup.limits.clone(), catalog, Instant(1)),
             overlay: Overlay::new(config),
@@ -283,8 +283,8 @@ impl Driver {
 
     fn after_overlay(&mut self) {
         self.client.faults.note_used(self.client.now(), &self.overlay);
-        if let Some(slots) = self.overlay.poll_growth() {
-            self.work.push_back(Work::Grow { slots });
+        if let Some(run) = self.overlay.poll_growth() {
+            self.work.push_back(Work::Grow { run });
         }
         for key in self.overlay.take_waiting() {
             if key == KEY {
@@ -447,12 +447,12 @@ impl Driver {
         let result = if fails { Err(Errno::Io) } else { Ok(()) };
         let failed_at = Some(self.client.now());
         match work {
-            Work::Grow { slots } => {
+            Work::Grow { run } => {
                 if fails {
                     self.client.faults.growth = failed_at;
                 } else {
                     // Whatever a slot held in its last life: anything but zeroes.
-                    self.data.resize(self.data.len() + slots as usize * BLOCK, 0xa5);
+                    self.data.resize(self.data.len() + run.count as usize * BLOCK, 0xa5);
                 }
                 self.overlay.grown(!fails);
                 self.after_overlay();

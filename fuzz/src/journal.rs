@@ -15,7 +15,7 @@ use glassine_core::journal::superblock::{Identity, Superblock};
 use glassine_core::journal::{Action, JournalFile};
 use glassine_core::map::Entry;
 use glassine_core::overlay::{Extent, Reserve, SessionKey};
-use glassine_core::{JournalLimits, Overlay, OverlayConfig};
+use glassine_core::{JournalLimits, Overlay, OverlayConfig, SpaceLimits};
 
 use crate::input::Choices;
 
@@ -98,8 +98,12 @@ pub fn journal(bytes: &[u8]) {
     let blocks = choices.pick(&[3, 40, 600]);
     let size_bytes = blocks * 4096;
     let template_bytes = choices.pick(&[0, size_bytes]);
-    let config =
-        OverlayConfig { size_bytes, template_bytes, quota_bytes: u64::MAX, growth_slots_min: 4 };
+    let config = OverlayConfig {
+        size_bytes,
+        template_bytes,
+        quota_bytes: u64::MAX,
+        space: SpaceLimits::growing_by(4),
+    };
     let limits = JournalLimits {
         queue_entries_max: 100,
         fresh_slots_max: choices.pick(&[1000, 5]),
@@ -324,7 +328,7 @@ impl Sheet {
                 Reserve::Granted(grant) => break grant,
                 Reserve::Wait => {
                     let slots = self.overlay.poll_growth().expect("somebody waits");
-                    self.data.resize(self.data.len() + slots as usize, 0);
+                    self.data.resize(self.data.len() + slots.count as usize, 0);
                     self.overlay.grown(true);
                     self.overlay.take_waiting();
                 }

@@ -8,7 +8,7 @@ use glassine_core::map::Entry;
 use glassine_core::overlay::{Conflict, Extent, Grant, Predecessor, Reserve, SessionKey};
 use glassine_core::pin::{Epoch, Pins};
 use glassine_core::slot::{Run, SlotCounts};
-use glassine_core::{Errno, Overlay, OverlayConfig, Seal, Segment, Source};
+use glassine_core::{Errno, Overlay, OverlayConfig, Seal, Segment, Source, SpaceLimits};
 
 use crate::input::Choices;
 
@@ -59,6 +59,10 @@ struct Sealed {
     shows: Vec<Shows>,
 }
 
+fn slots(run: Run) -> Range<u32> {
+    run.first.0..run.first.0 + run.count
+}
+
 /// One thing that happens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Op {
@@ -72,7 +76,7 @@ pub enum Op {
     Read,
     /// One of the reads is over.
     Unpin,
-    /// Displaced slots are freed.
+    /// Displaced slots are freed, and space is given back if there is more than enough.
     Reclaim,
     /// The data file grows, or cannot.
     Grow,
@@ -114,6 +118,8 @@ struct Device {
     charged: u64,
     /// By which write each slot was filled last, and for which block.
     data: Vec<(u64, u64)>,
+    /// Slots without space.
+    holes: BTreeSet<u32>,
     writers: Vec<Writer>,
     readers: [Pins; READERS],
     views: Vec<View>,
@@ -133,8 +139,18 @@ pub fn overlay(bytes: &[u8]) {
     let size_bytes = blocks * BLOCK - tail;
     let template_bytes = choices.pick(&[0, size_bytes, size_bytes / 2, 4097]);
     let quota_bytes = choices.pick(&[u64::MAX, 3 * BLOCK, blocks * BLOCK / 2]);
-    let growth_slots_min = choices.pick(&[1, 4, 256]);
-    let config = OverlayConfig { size_bytes, template_bytes, quota_bytes, growth_slots_min };
+    let (growth_slots_min, hole_slots) =
+        choices.pick(&[(1, 0), (4, 0), (256, 0), (1, 1), (4, 4), (256, 16)]);
+    let punch_slots_max = 4 * hole_slots;
+    let growth_slots_max = 4 * growth_slots_min;
+    let space = SpaceLimits {
+        growth_slots_min,
+        growth_slots_max,
+        hole_slots,
+        punch_slots_max,
+        spare_slots: 8,
+    };
+    let config = OverlayConfig { size_bytes, template_bytes, quota_bytes, space };
     let mut overlay = Overlay::new(config.clone());
     let first = if template_bytes == 0 { Shows::Zero } else { Shows::Template };
     let mut device = Device {
@@ -142,6 +158,7 @@ pub fn overlay(bytes: &[u8]) {
         charged: 0,
         steps: 0,
         data: Vec::new(),
+        holes: BTreeSet::new(),
         writers: Vec::new(),
         readers: std::array::from_fn(|_| Pins::new(overlay.attach())),
         views: Vec::new(),
@@ -185,7 +202,12 @@ impl Device {
                 let view = self.views.swap_remove(which);
                 self.unpin(view);
             }
-            Op::Reclaim => self.overlay.reclaim(),
+            Op::Reclaim => {
+                self.overlay.reclaim();
+                while let Some(run) = self.overlay.poll_punch() {
+                    self.punch(run, choices.below(8) != 7);
+                }
+            }
             Op::Grow => self.grow(choices.below(4) != 3),
             Op::Rejoin => {
                 let reader = usize::from(choices.byte()) % READERS;
@@ -275,11 +297,12 @@ impl Device {
                 self.denied.remove(&key);
                 self.versions += 1;
                 let version = self.versions;
-                let slots: u64 = runs.iter().map(|run| u64::from(run.count)).sum();
-                assert_eq!(slots, slot_blocks.len() as u64, "a slot for every block");
-                let each = runs.iter().flat_map(|run| run.first.0..run.first.0 + run.count);
+                let count: u64 = runs.iter().map(|run| u64::from(run.count)).sum();
+                assert_eq!(count, slot_blocks.len() as u64, "a slot for every block");
+                let each = runs.iter().flat_map(|run| slots(*run));
                 for (slot, block) in each.zip(&slot_blocks) {
                     assert!(!self.is_shown(slot), "slot {slot} is handed out while it shows");
+                    assert!(!self.holes.contains(&slot), "slot {slot} is handed out without space");
                     self.data[slot as usize] = (version, *block);
                 }
                 for block in &used {
@@ -317,9 +340,8 @@ impl Device {
         let named = version > 0 && self.shows(block) == Shows::Write(version);
         let pinned =
             self.views.iter().any(|view| view.segments.iter().any(|(_, one, _)| holds(one)));
-        let private = self.writers.iter().flat_map(|writer| &writer.runs);
-        let private =
-            private.into_iter().any(|run| (run.first.0..run.first.0 + run.count).contains(&slot));
+        let mut private = self.writers.iter().flat_map(|writer| &writer.runs);
+        let private = private.any(|run| slots(*run).contains(&slot));
         let is_sealed = |one: &Sealed| one.shows[block as usize] == Shows::Write(version);
         let sealed = version > 0 && self.seals.iter().any(is_sealed);
         named || pinned || private || sealed
@@ -505,11 +527,25 @@ impl Device {
         self.readers[reader] = Pins::new(self.overlay.attach());
     }
 
+    /// Space is given back, or cannot be.
+    fn punch(&mut self, run: Run, ok: bool) {
+        for slot in slots(run) {
+            assert!(!self.is_shown(slot), "slot {slot} loses its space while it shows");
+            if ok {
+                self.data[slot as usize] = (0, 0);
+                self.holes.insert(slot);
+            }
+        }
+        self.overlay.punched(ok);
+    }
+
     /// Growth comes to an end, and whoever waited for it is woken.
     fn grow(&mut self, ok: bool) {
-        while let Some(slots) = self.overlay.poll_growth() {
+        while let Some(run) = self.overlay.poll_growth() {
             if ok {
-                self.data.resize(self.data.len() + slots as usize, (0, 0));
+                let end = (run.first.0 + run.count) as usize;
+                self.data.resize(self.data.len().max(end), (0, 0));
+                self.holes.retain(|slot| !slots(run).contains(slot));
             }
             self.overlay.grown(ok);
             if !ok {
@@ -557,6 +593,12 @@ impl Device {
             self.overlay.reclaim();
             let after = unused(self.overlay.counts());
             assert!(after < unused(before), "nobody looks, but slots stay");
+        }
+        // Nobody writes any more: little space is kept.
+        self.overlay.tick();
+        self.overlay.tick();
+        while let Some(run) = self.overlay.poll_punch() {
+            self.punch(run, true);
         }
         self.check_counts();
         self.overlay.audit();

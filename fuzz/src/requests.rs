@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use glassine_core::{CloseReason, Limits};
+use glassine_core::{CloseReason, Limits, SpaceLimits};
 
 use crate::driver::{Driver, Setup};
 use crate::input::{Choices, Cuts};
@@ -29,7 +29,7 @@ pub(crate) fn setup(choices: &mut Choices<'_>) -> Setup {
         size_bytes: choices.pick(&[21_000, 24_576, 4096, 1]),
         template_bytes: 0,
         quota_bytes: choices.pick(&[u64::MAX, 1 << 40, 12_288, 4096, 0]),
-        growth_slots_min: choices.pick(&[1, 4, 256]),
+        space: SpaceLimits::growing_by(choices.pick(&[1, 4, 256])),
         read_only: choices.below(8) == 7,
         limits: Limits {
             requests_max: choices.pick(&[4, 1, 2, 16]),

@@ -4,9 +4,9 @@ use std::path::Path;
 
 use anyhow::{Context, anyhow, bail};
 use glassine_core::journal::recovery::Recovered;
-use glassine_core::limits::{BLOCK_BYTES, GROWTH_SLOTS_MIN};
+use glassine_core::limits::BLOCK_BYTES;
 use glassine_core::map::Entry;
-use glassine_core::{Overlay, OverlayConfig};
+use glassine_core::{Overlay, OverlayConfig, SpaceLimits};
 use serde::Serialize;
 
 use crate::journal_files::{JournalFiles, Owner};
@@ -90,7 +90,7 @@ pub fn check(path: &Path, with_map: bool) -> anyhow::Result<Report> {
             size_bytes: identity.size_bytes,
             template_bytes: identity.template_bytes,
             quota_bytes: u64::MAX,
-            growth_slots_min: GROWTH_SLOTS_MIN,
+            space: SpaceLimits::default(),
         },
         template_id: identity.template_id,
     };

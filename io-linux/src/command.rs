@@ -68,7 +68,7 @@ fn describe_export(export: &Export) -> String {
 
 fn describe(status: &Status) -> String {
     let Status { written_bytes, reserved_bytes, data_file_bytes, .. } = status;
-    let Slots { free_bytes, filling_bytes, live_bytes, displaced_bytes, sealed_bytes } =
+    let Slots { free_bytes, filling_bytes, live_bytes, displaced_bytes, sealed_bytes, hole_bytes } =
         status.slots;
     let quota = match status.quota_bytes {
         Some(bytes) => format!("quota {bytes} bytes"),
@@ -85,7 +85,7 @@ fn describe(status: &Status) -> String {
     format!(
         "{}\n{written_bytes} bytes written, {reserved_bytes} reserved, {quota}\n\
          data file: {data_file_bytes} bytes, of these {live_bytes} live, {displaced_bytes} displaced, {sealed_bytes} sealed, \
-         {filling_bytes} being filled, {free_bytes} free\n{journal}",
+         {filling_bytes} being filled, {free_bytes} free, {hole_bytes} given back\n{journal}",
         describe_export(&status.export)
     )
 }

@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use glassine_core::Errno;
 use glassine_core::limits::BLOCK_BYTES;
+use glassine_core::slot::Run;
 
 use crate::mapping::Mapping;
 use crate::sync::{AtomicU64, Ordering};
@@ -47,17 +48,27 @@ impl DataFile {
         self.file.sync_data()
     }
 
-    /// Appends so many slots, with their space reserved. May block; one call at a time.
-    pub fn grow(&self, slots: u32) -> io::Result<()> {
-        let old = self.bytes.load(Ordering::Relaxed);
-        let new = old + u64::from(slots) * BLOCK;
-        if new > self.mapping.capacity() {
+    /// Reserves space for slots: some that were punched, or new ones at the end. May block; one call at a time.
+    pub fn grow(&self, run: Run) -> io::Result<()> {
+        let (offset, length) = (run.first.offset(), u64::from(run.count) * BLOCK);
+        let end = offset + length;
+        if end > self.mapping.capacity() {
             return Err(io::Error::from(io::ErrorKind::StorageFull));
         }
-        sys::allocate(&self.file, old, new - old)?;
-        self.mapping.extend(&self.file, new)?;
-        self.bytes.store(new, Ordering::Relaxed);
+        sys::allocate(&self.file, offset, length)?;
+        if end > self.bytes.load(Ordering::Relaxed) {
+            self.mapping.extend(&self.file, end)?;
+            self.bytes.store(end, Ordering::Relaxed);
+        }
         Ok(())
+    }
+
+    /// Gives the space of slots back to the file system. May block.
+    pub fn punch(&self, run: Run) -> io::Result<()> {
+        if run.count == 0 {
+            return Ok(());
+        }
+        sys::punch(&self.file, run.first.offset(), u64::from(run.count) * BLOCK)
     }
 
     /// Hands out pointers to a range of slots, for the kernel.

@@ -5,10 +5,11 @@ use std::path::Path;
 
 use anyhow::{Context, anyhow, ensure};
 use glassine_core::journal::{Action, Lane, Task};
-use glassine_core::limits::{BLOCK_BYTES, DEVICE_BYTES_MAX, GROWTH_SLOTS_MIN};
+use glassine_core::limits::{BLOCK_BYTES, DEVICE_BYTES_MAX};
 use glassine_core::overlay::SessionKey;
 use glassine_core::session::Merge;
-use glassine_core::{Errno, Export, Instant, Overlay, OverlayConfig, Source};
+use glassine_core::slot::Run;
+use glassine_core::{Errno, Export, Instant, Overlay, OverlayConfig, Source, SpaceLimits};
 
 use crate::config::DeviceConfig;
 use crate::data_file::{self, DataFile};
@@ -39,8 +40,10 @@ pub struct Device {
 #[derive(Debug)]
 #[must_use = "somebody waits for it"]
 pub struct After {
-    /// Grow the data file by so many slots.
-    pub growth: Option<u32>,
+    /// Get space for slots.
+    pub growth: Option<Run>,
+    /// Give the space of slots back.
+    pub punch: Option<Run>,
     /// Work of the journal, one of each lane at most.
     pub tasks: [Option<Task>; 2],
     /// Sessions to wake.
@@ -134,7 +137,7 @@ impl Device {
                 size_bytes,
                 template_bytes,
                 quota_bytes: config.quota_bytes.unwrap_or(u64::MAX),
-                growth_slots_min: GROWTH_SLOTS_MIN,
+                space: SpaceLimits::default(),
             },
             template_id: template.as_ref().map_or([0; 32], |template| template.fingerprint()),
         };
@@ -179,7 +182,8 @@ impl Device {
         while let Some(key) = overlay.poll_woken() {
             woken.push(key);
         }
-        After { growth, tasks, woken }
+        let punch = overlay.poll_punch();
+        After { growth, punch, tasks, woken }
     }
 
     /// Whether what is flushed survives.
@@ -188,13 +192,13 @@ impl Device {
         self.journal.is_some()
     }
 
-    /// Appends slots to the data file, and room for the checkpoint that will name them. May block.
-    pub fn grow(&self, slots: u32) -> io::Result<()> {
+    /// Gets space for slots of the data file, and for the checkpoint that will name them. May block.
+    pub fn grow(&self, run: Run) -> io::Result<()> {
         let data = self.data();
         if let Some(journal) = &self.journal {
-            journal.reserve(u64::from(data.slots()) + u64::from(slots))?;
+            journal.reserve(u64::from(data.slots().max(run.first.0 + run.count)))?;
         }
-        data.grow(slots)
+        data.grow(run)
     }
 
     /// Whether a task is done sooner than a thread is woken for it: a barrier of a sheet in memory.

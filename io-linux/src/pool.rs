@@ -14,6 +14,7 @@ use glassine_core::Errno;
 use glassine_core::journal::Task;
 use glassine_core::request::RequestId;
 use glassine_core::session::{Input, Merge};
+use glassine_core::slot::Run;
 use glassine_core::sync::weakened;
 
 use crate::device::{After, Device};
@@ -55,12 +56,19 @@ pub enum Job {
         /// What to do.
         merge: Merge,
     },
-    /// Grow the data file, as the overlay asked.
+    /// Get space for slots, as the overlay asked.
     Grow {
         /// The device.
         device: Arc<Device>,
-        /// By how many slots.
-        slots: u32,
+        /// Which slots.
+        run: Run,
+    },
+    /// Give space of the data file back, as the overlay asked.
+    Punch {
+        /// The device.
+        device: Arc<Device>,
+        /// Which slots.
+        run: Run,
     },
     /// Work for the journal, as the overlay asked.
     Journal {
@@ -201,13 +209,25 @@ impl Pool {
                 self.shared.router.send(connection, Mail::Completed(Input::Merged { id, result }));
                 return None;
             }
-            Job::Grow { device, slots } => {
-                let outcome = device.grow(slots);
+            Job::Grow { device, run } => {
+                let outcome = device.grow(run);
                 if let Err(error) = &outcome {
-                    let (export, bytes) = (&device.export.name, u64::from(slots) * 4096);
+                    let (export, bytes) = (&device.export.name, u64::from(run.count) * 4096);
                     tracing::warn!(export, bytes, %error, "cannot grow the sheet; free some disk space");
                 }
                 let after = device.with_overlay(|overlay| overlay.grown(outcome.is_ok()));
+                (device, after)
+            }
+            Job::Punch { device, run } => {
+                let outcome = device.data().punch(run);
+                if let Err(error) = &outcome {
+                    let export = &device.export.name;
+                    tracing::warn!(
+                        export, %error,
+                        "cannot give space back to the file system: what is trimmed stays with the sheet"
+                    );
+                }
+                let after = device.with_overlay(|overlay| overlay.punched(outcome.is_ok()));
                 (device, after)
             }
             Job::Journal { device, mut task } => {
@@ -259,8 +279,9 @@ impl Shared {
 
 /// What a use of a device left to be done, as jobs.
 fn jobs(device: &Arc<Device>, after: After) -> impl Iterator<Item = Job> {
-    let grow = after.growth.map(|slots| Job::Grow { device: Arc::clone(device), slots });
+    let grow = after.growth.map(|run| Job::Grow { device: Arc::clone(device), run });
+    let punch = after.punch.map(|run| Job::Punch { device: Arc::clone(device), run });
     let journal = |task| Job::Journal { device: Arc::clone(device), task };
     let [one, other] = after.tasks.map(|task| task.map(journal));
-    [one, other, grow].into_iter().flatten()
+    [one, other, grow, punch].into_iter().flatten()
 }

@@ -132,6 +132,14 @@ pub fn allocate(file: &File, offset: u64, length: u64) -> io::Result<()> {
     check_int(unsafe { libc::fallocate(file.as_raw_fd(), 0, offset, length) }).map(drop)
 }
 
+/// Gives the space of a range back; it reads zero from then on.
+pub fn punch(file: &File, offset: u64, length: u64) -> io::Result<()> {
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    let (offset, length) = (offset as libc::off_t, length as libc::off_t);
+    // SAFETY: takes no memory.
+    check_int(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, length) }).map(drop)
+}
+
 /// Whether a file is in memory, where a sync has nothing to wait for.
 pub fn is_in_memory(file: &File) -> io::Result<bool> {
     // SAFETY: all zeroes is a valid value, and the kernel fills it in.

@@ -17,8 +17,8 @@ use crate::shared::Shared;
 use crate::sync::Arc;
 use crate::sys::{Epoll, Ready, no_events};
 
-/// How long a write stays without being durable if nobody flushes, and writes no more.
-const FLUSH_TIME: Duration = Duration::from_secs(5);
+/// How often devices are looked after: this long a write stays without being durable if nobody flushes, and writes no more.
+const CARE_TIME: Duration = Duration::from_secs(5);
 /// The epoll token of the mailbox; connections count from 1.
 const MAILBOX: u64 = 0;
 
@@ -35,8 +35,8 @@ pub struct Worker {
     scratch: Scratch,
     /// No deadline of any connection is earlier.
     next_tick: Option<Instant>,
-    /// When this worker flushes devices that nobody flushed. One worker does.
-    next_flush: Option<Instant>,
+    /// When this worker looks after devices. One worker does.
+    next_care: Option<Instant>,
     draining: bool,
 }
 
@@ -45,8 +45,7 @@ impl Worker {
     pub fn new(index: usize, shared: Arc<Shared>) -> io::Result<Self> {
         let epoll = Epoll::new()?;
         epoll.add_signal(shared.router.signal(index), MAILBOX)?;
-        let flushes = index == 0 && shared.devices().iter().any(|device| device.is_durable());
-        let next_flush = flushes.then(|| clock::now().after(FLUSH_TIME));
+        let next_care = (index == 0).then(|| clock::now().after(CARE_TIME));
         Ok(Self {
             index,
             shared,
@@ -56,7 +55,7 @@ impl Worker {
             due: Vec::new(),
             scratch: Scratch::default(),
             next_tick: None,
-            next_flush,
+            next_care,
             draining: false,
         })
     }
@@ -81,7 +80,7 @@ impl Worker {
                 self.take_mail();
             }
             self.tick();
-            self.flush();
+            self.look_after_devices();
             std::mem::swap(&mut turns, &mut self.due);
             for serial in turns.drain(..) {
                 self.turn(serial);
@@ -96,7 +95,7 @@ impl Worker {
         if !self.due.is_empty() {
             return Some(0);
         }
-        let next = [self.next_tick, self.next_flush].into_iter().flatten().min()?;
+        let next = [self.next_tick, self.next_care].into_iter().flatten().min()?;
         let left = next.since(clock::now());
         // Rounded up: waking just before the deadline would only mean to wait again.
         Some(u32::try_from(left.as_millis()).unwrap_or(u32::MAX).saturating_add(1))
@@ -185,16 +184,16 @@ impl Worker {
     }
 
     /// Makes durable what was written, though nobody asks, so that a power cut takes no more than the last
-    /// seconds from clients that never flush.
-    fn flush(&mut self) {
+    /// seconds from clients that never flush; and gives space back that nobody needs.
+    fn look_after_devices(&mut self) {
         let now = clock::now();
-        if self.next_flush.is_none_or(|at| at > now) {
+        if self.next_care.is_none_or(|at| at > now) {
             return;
         }
-        for device in self.shared.devices().iter().filter(|device| device.is_durable()) {
+        for device in self.shared.devices().iter() {
             self.shared.with_overlay(device, Overlay::tick);
         }
-        self.next_flush = Some(now.after(FLUSH_TIME));
+        self.next_care = Some(now.after(CARE_TIME));
     }
 
     /// Tells the time to all connections, if it is time for one of them.

@@ -31,11 +31,13 @@ pub enum Lane {
     Seals,
     /// What records carry.
     Records,
+    /// Space that is given back.
+    Space,
 }
 
 impl Lane {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Swarm,
         Self::Schedule,
         Self::Net,
@@ -43,7 +45,13 @@ impl Lane {
         Self::Client,
         Self::Seals,
         Self::Records,
+        Self::Space,
     ];
+
+    /// Whether most failures can do without it: with plain choices, nothing of it happens.
+    fn is_extra(self) -> bool {
+        matches!(self, Self::Seals | Self::Records | Self::Space)
+    }
 
     fn name(self) -> &'static str {
         match self {
@@ -54,6 +62,7 @@ impl Lane {
             Self::Client => "client",
             Self::Seals => "seals",
             Self::Records => "records",
+            Self::Space => "space",
         }
     }
 }
@@ -71,9 +80,9 @@ pub struct Tape {
 #[derive(Debug, Clone)]
 enum Source {
     Seeded(Box<[ChaCha8Rng; LANES]>),
-    Redrawn { swarm: Vec<u64>, at: usize, lanes: Box<[ChaCha8Rng; LANES]> },
+    Redrawn { swarm: Vec<u64>, at: usize, lanes: Box<[ChaCha8Rng; LANES]>, is_plain: bool },
     Bytes { bytes: Vec<u8>, at: usize },
-    Script { script: Script, at: [usize; LANES] },
+    Script { script: Box<Script>, at: [usize; LANES] },
     Path { prefix: Vec<u64>, taken: Vec<Branch> },
 }
 
@@ -166,7 +175,8 @@ impl Tape {
     pub fn redrawn(script: &Script, seed: u64) -> Self {
         let Self { source: Source::Seeded(lanes), .. } = Self::seeded(seed) else { unreachable!() };
         let swarm = script.lanes[Lane::Swarm as usize].clone();
-        Self::new(Source::Redrawn { swarm, at: 0, lanes })
+        let is_plain = seed.is_multiple_of(2);
+        Self::new(Source::Redrawn { swarm, at: 0, lanes, is_plain })
     }
 
     /// Choices from bytes.
@@ -178,7 +188,7 @@ impl Tape {
     /// Choices from a script.
     #[must_use]
     pub fn script(script: Script) -> Self {
-        Self::new(Source::Script { script, at: [0; LANES] })
+        Self::new(Source::Script { script: Box::new(script), at: [0; LANES] })
     }
 
     /// One path of all: what happens next is taken from `prefix`, then the first everywhere.
@@ -217,6 +227,7 @@ impl Tape {
                 *at += 1;
                 swarm.get(*at - 1).map_or(0, |choice| choice % below)
             }
+            Source::Redrawn { is_plain: true, .. } if lane.is_extra() => 0,
             Source::Seeded(lanes) | Source::Redrawn { lanes, .. } => {
                 lanes[lane as usize].random_range(0..below)
             }

@@ -15,7 +15,7 @@ use glassine_core::journal::recovery::{Recovery, Step};
 use glassine_core::journal::superblock::Identity;
 use glassine_core::journal::{Action, Task};
 use glassine_core::overlay::{Extent, Reserve, SessionKey, Visible};
-use glassine_core::{JournalLimits, Overlay, OverlayConfig, Source};
+use glassine_core::{JournalLimits, Overlay, OverlayConfig, Source, SpaceLimits};
 
 use crate::disk::{Disk, DiskFile};
 
@@ -125,7 +125,12 @@ const TEMPLATE: u8 = 0xee;
 fn config() -> OverlayConfig {
     let size_bytes = BLOCKS * BLOCK;
     let template_bytes = size_bytes;
-    OverlayConfig { size_bytes, template_bytes, quota_bytes: u64::MAX, growth_slots_min: 4 }
+    OverlayConfig {
+        size_bytes,
+        template_bytes,
+        quota_bytes: u64::MAX,
+        space: SpaceLimits::growing_by(4),
+    }
 }
 
 fn recover(
@@ -241,7 +246,7 @@ impl Device {
                 Ok(Reserve::Granted(grant)) => break grant,
                 Ok(Reserve::Wait) => {
                     let slots = self.overlay.poll_growth().expect("somebody waits");
-                    self.disk.grow(DiskFile::Data, slots as usize * BLOCK as usize, 0xdd);
+                    self.disk.grow(DiskFile::Data, slots.count as usize * BLOCK as usize, 0xdd);
                     self.overlay.grown(true);
                     self.overlay.take_waiting();
                 }

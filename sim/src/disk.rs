@@ -1,13 +1,15 @@
 //! The files of a device, as a kernel and a disk keep them: what was written is seen at once, and what
 //! was not synced may be lost, sector by sector, in a power cut.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 use std::ops::Range;
 
 use glassine_core::journal::JournalFile;
 use glassine_core::journal::recovery::blank;
 use glassine_core::journal::superblock::Identity;
+use glassine_core::limits::BLOCK_BYTES;
+use glassine_core::slot::Run;
 
 use crate::choice::{Lane, Tape};
 
@@ -42,6 +44,10 @@ struct File {
 #[derive(Debug, Clone, Default)]
 pub struct Disk {
     files: BTreeMap<DiskFile, File>,
+    /// Slots of the data file that gave their space back; and those of them that have it again, until a sync
+    /// makes that certain.
+    holes: BTreeSet<u64>,
+    filled: BTreeSet<u64>,
     /// Whether there will be power cuts: otherwise nobody needs to know what the medium holds.
     is_volatile: bool,
 }
@@ -61,7 +67,7 @@ impl Disk {
     #[must_use]
     pub fn new(is_volatile: bool) -> Self {
         let files = BTreeMap::from([(DiskFile::Data, File::default())]);
-        Self { files, is_volatile }
+        Self { files, is_volatile, ..Self::default() }
     }
 
     /// A file that is there, and durable.
@@ -120,6 +126,35 @@ impl Disk {
         file.bytes[start..end].copy_from_slice(bytes);
     }
 
+    /// Slots give their space back. A power cut may bring back what was in them, but not the space.
+    pub fn punch(&mut self, run: Run) {
+        let bytes = vec![0; run.count as usize * BLOCK_BYTES as usize];
+        self.write(DiskFile::Data, run.first.offset(), &bytes);
+        self.holes.extend(slots(run));
+        self.filled.retain(|slot| !slots(run).contains(slot));
+    }
+
+    /// Slots get space again.
+    pub fn fill(&mut self, run: Run) {
+        for slot in slots(run) {
+            if self.holes.remove(&slot) && self.is_volatile {
+                self.filled.insert(slot);
+            }
+        }
+    }
+
+    /// Whether a slot of the data file has space.
+    #[must_use]
+    pub fn has_space(&self, slot: u64) -> bool {
+        !self.holes.contains(&slot)
+    }
+
+    /// Whether all of these do.
+    #[must_use]
+    pub fn have_space(&self, run: Run) -> bool {
+        slots(run).all(|slot| self.has_space(slot))
+    }
+
     /// Changes a byte on the medium itself, as a failing disk does.
     pub fn spoil(&mut self, file: DiskFile, offset: u64) {
         self.file(file).bytes[offset as usize] ^= 0x40;
@@ -127,6 +162,9 @@ impl Disk {
 
     /// What was written to a file becomes durable.
     pub fn sync(&mut self, file: DiskFile) {
+        if file == DiskFile::Data {
+            self.filled.clear();
+        }
         let file = self.file(file);
         file.unsynced.clear();
         file.synced_bytes = file.bytes.len();
@@ -146,6 +184,10 @@ impl Disk {
             let percent = *tape.pick(LANE, &[100, 0, 50, 90, 10]);
             file.lose(&mut |_| !tape.chance(LANE, 100 - percent));
         }
+        let lost = std::mem::take(&mut self.filled).into_iter();
+        self.holes.extend(lost.filter(|_| tape.chance(LANE, 50)));
+        let slots = self.bytes(DiskFile::Data).len() as u64 / u64::from(BLOCK_BYTES);
+        self.holes.retain(|slot| *slot < slots);
     }
 
     /// The power goes: of what was not synced, each sector is kept or lost as `keeps` says.
@@ -162,6 +204,10 @@ impl Disk {
             file.unsynced.keys().copied().chain(grown).map(|sector| (*name, sector))
         })
     }
+}
+
+fn slots(run: Run) -> Range<u64> {
+    u64::from(run.first.0)..u64::from(run.first.0) + u64::from(run.count)
 }
 
 impl File {

@@ -12,9 +12,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use glassine_core::Limits;
 use glassine_core::judge::{self, Bug};
-use glassine_core::wire;
+use glassine_core::{Limits, SpaceLimits, wire};
 
 use crate::choice::{Tape, next_path};
 use crate::scenario::{self, Failure};
@@ -188,7 +187,7 @@ impl SmallWorld {
             size_bytes: 8192,
             template_bytes: if self.before == Before::Template { 5000 } else { 0 },
             quota_bytes: u64::MAX,
-            growth_slots_min: 2,
+            space: SpaceLimits::growing_by(2),
             hot_blocks: 2,
             length_max: 8192,
             aligned_percent: 0,

@@ -132,10 +132,12 @@ fn state_class(state: u64) -> &'static str {
     const FREE: u64 = SlotState::Free as u64;
     const FILLING: u64 = SlotState::Filling as u64;
     const LIVE: u64 = SlotState::Live as u64;
+    const HOLE: u64 = SlotState::Hole as u64;
     match state {
         FREE => "free",
         FILLING => "filling",
         LIVE => "live",
+        HOLE => "hole",
         _ => "displaced",
     }
 }
@@ -217,14 +219,23 @@ impl Story {
             "send-blocked" => mark("out", "‖", "the kernel takes no more".to_owned()),
             "client-reads" => mark("out", "⇣", format!("the client reads {first} bytes")),
             "grown" if second == 0 => {
-                mark("lock", "+", format!("the data file has grown by {first} slots"));
+                mark("lock", "+", format!("{first} slots from {third} on have got space"));
             }
-            "grown" => mark("bad", "+", format!("the data file could not grow by {first} slots")),
+            "grown" => mark("bad", "+", format!("there is no space for {first} slots")),
+            "punched" if first == 0 => {}
+            "punched" if second == 0 => {
+                mark(
+                    "lock",
+                    "−",
+                    format!("{first} slots from {third} on have given their space back"),
+                );
+            }
+            "punched" => mark("bad", "−", "no space can be given back".to_owned()),
             "reset" | "shutdown" | "half-close" | "receive-fault" | "send-fault"
             | "receive-failed" | "send-failed" => mark("bad", "✕", what.to_owned()),
             "close" => mark("bad", "■", "closed".to_owned()),
-            "drain" | "goodbye" | "leaves" | "tick" | "wake" | "probe" | "probed" | "heal"
-            | "ready" => mark("lock", "○", what.to_owned()),
+            "drain" | "goodbye" | "leaves" | "tick" | "tick-all" | "wake" | "probe" | "probed"
+            | "heal" | "ready" => mark("lock", "○", what.to_owned()),
             _ => {}
         }
     }
@@ -471,6 +482,7 @@ svg .bad { fill: #d01030 }
 .filling { fill: #fde29b }
 .live { fill: #bfe8c4 }
 .displaced { fill: #dccdf0 }
+.hole { fill: #52606d }
 .touch text { text-anchor: middle; fill: #fff; font-size: 9px }
 .touch.reads circle { fill: #1260a8 }
 .touch.writes circle { fill: #b36b00 }
@@ -484,10 +496,12 @@ while it arrives, then until it is answered; its offset and length in bytes; das
 answered with an error</span>
 <span><svg width=\"44\" height=\"18\"><g class=\"bar operation\"><rect width=\"44\" height=\"16\"/><text x=\"3\" \
 y=\"12\">store</text></g></svg> an operation on files</span>
-<span><svg width=\"190\" height=\"18\"><rect class=\"free\" width=\"46\" height=\"16\"/><rect class=\"filling\" \
+<span><svg width=\"228\" height=\"18\"><rect class=\"free\" width=\"46\" height=\"16\"/><rect class=\"filling\" \
 x=\"46\" width=\"46\" height=\"16\"/><rect class=\"live\" x=\"92\" width=\"40\" height=\"16\"/><rect \
-class=\"displaced\" x=\"132\" width=\"58\" height=\"16\"/><text x=\"14\" y=\"12\">free</text><text x=\"56\" \
-y=\"12\">filling</text><text x=\"102\" y=\"12\">live</text><text x=\"136\" y=\"12\">displaced</text></svg> a \
+class=\"displaced\" x=\"132\" width=\"58\" height=\"16\"/><rect class=\"hole\" x=\"190\" width=\"38\" \
+height=\"16\"/><text x=\"14\" y=\"12\">free</text><text x=\"56\" \
+y=\"12\">filling</text><text x=\"102\" y=\"12\">live</text><text x=\"136\" y=\"12\">displaced</text><text x=\"197\" \
+y=\"12\" fill=\"#fff\">hole</text></svg> a \
 slot</span>
 <span><svg width=\"40\" height=\"18\"><g class=\"touch reads\"><circle cx=\"9\" cy=\"9\" r=\"8\"/><text x=\"9\" \
 y=\"12\">1</text></g><g class=\"touch writes\"><circle cx=\"29\" cy=\"9\" r=\"8\"/><text x=\"29\" y=\"12\">2</text>\

@@ -80,7 +80,7 @@ pub const ELSEWHERE: [(Bug, &str); 9] = [
     (Bug::CheckpointRaces, "`sim crashes`, `sim/tests/crashes.rs`"),
     (Bug::EdgesForgotten, "the kept tape of its name"),
     (Bug::ShortKeepsPins, "the kept tape of its name"),
-    (Bug::SettledUnnoticed, "the kept tape of its name"),
+    (Bug::SettledUnnoticed, "`sim/tests/space.rs`"),
     (Bug::ClaimForgotten, "the fuzzed body of recovery"),
     (Bug::DroppedSealFreed, "the fuzzed body of the overlay"),
     (Bug::LayerTail, "the fuzzed body of layers"),

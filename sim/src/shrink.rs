@@ -54,6 +54,16 @@ fn trimmed(tape: &Tape) -> Script {
     script
 }
 
+/// All but the configuration, the ones that most failures can do without first.
+const LANES: [Lane; Lane::ALL.len() - 1] = [
+    Lane::Space,
+    Lane::Seals,
+    Lane::Records,
+    Lane::Client,
+    Lane::Backend,
+    Lane::Net,
+    Lane::Schedule,
+];
 /// Failures to start from.
 const STARTS: u64 = 8;
 /// So many times everything but the configuration is drawn anew.
@@ -125,14 +135,14 @@ impl Shrinker {
             self.cut_tails();
             self.chunks(Lane::Swarm, |choices, chunk| choices[chunk].fill(0));
             self.lower(Lane::Swarm);
-            for lane in [Lane::Client, Lane::Backend, Lane::Net, Lane::Schedule] {
+            for lane in LANES {
                 // A chunk is plain; or it is gone, and what follows moves up.
                 self.chunks(lane, |choices, chunk| choices[chunk].fill(0));
                 self.chunks(lane, |choices, chunk| drop(choices.drain(chunk)));
             }
             // One by one, when there are few left.
             if self.best.choices() < FEW {
-                for lane in [Lane::Client, Lane::Backend, Lane::Net, Lane::Schedule] {
+                for lane in LANES {
                     self.lower(lane);
                 }
             }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use glassine_core::{JournalLimits, Limits};
+use glassine_core::{JournalLimits, Limits, SpaceLimits};
 
 use crate::choice::{Lane, Tape};
 
@@ -22,8 +22,8 @@ pub struct Swarm {
     pub template_bytes: u64,
     /// The quota.
     pub quota_bytes: u64,
-    /// The first extent by which the data file grows.
-    pub growth_slots_min: u32,
+    /// How the data file gets space, and gives it back.
+    pub space: SpaceLimits,
     /// Most of the requests go to this many blocks.
     pub hot_blocks: u64,
     /// The longest payload.
@@ -140,7 +140,7 @@ impl Swarm {
             size_bytes,
             template_bytes,
             quota_bytes,
-            growth_slots_min: *tape.pick(LANE, &[256, 1, 4, 16]),
+            space: draw_space(tape),
             hot_blocks: *tape.pick(LANE, &[1, 2, 4, 1000]),
             length_max: *tape.pick(LANE, &[4096, 600, 20_000, 300_000]),
             aligned_percent: *tape.pick(LANE, &[100, 0, 50, 90]),
@@ -161,4 +161,13 @@ impl Swarm {
             seals: *tape.pick(Lane::Seals, &[0, 0, 1, 3, 20]),
         }
     }
+}
+
+fn draw_space(tape: &mut Tape) -> SpaceLimits {
+    let growth_slots_min = *tape.pick(Lane::Swarm, &[256, 1, 4, 16]);
+    let hole_slots = *tape.pick(Lane::Space, &[0, 1, 2, 4, 16]);
+    let punch_slots_max = hole_slots * *tape.pick(Lane::Space, &[1, 4, 64]);
+    let spare_slots = *tape.pick(Lane::Space, &[0, 0, 4, 64]);
+    let growth_slots_max = growth_slots_min * *tape.pick(Lane::Space, &[64, 1, 1, 1, 4]);
+    SpaceLimits { growth_slots_min, growth_slots_max, hole_slots, punch_slots_max, spare_slots }
 }

@@ -21,7 +21,7 @@ use glassine_core::overlay::SessionKey;
 use glassine_core::pin::PinCell;
 use glassine_core::request::RequestId;
 use glassine_core::session::{Input, Merge, Output};
-use glassine_core::slot::{SlotCounts, SlotState};
+use glassine_core::slot::{Run, SlotCounts, SlotState};
 use glassine_core::sync::Arc;
 use glassine_core::{
     Catalog, CloseReason, Errno, Export, Instant, Overlay, OverlayConfig, Segment, Session, Source,
@@ -176,12 +176,36 @@ struct Operation {
 
 #[derive(Hash)]
 enum Kind {
-    Store { id: RequestId, staged: Range<usize>, targets: Vec<(u64, u64)>, done: usize },
-    Merge { id: RequestId, merge: Merge, block: Option<Box<[u8; BLOCK]>>, half: bool },
-    Fetch { id: RequestId, offset: u64, length: u64, cancelled: bool },
+    Store {
+        id: RequestId,
+        staged: Range<usize>,
+        targets: Vec<(u64, u64)>,
+        done: usize,
+    },
+    Merge {
+        id: RequestId,
+        merge: Merge,
+        block: Option<Box<[u8; BLOCK]>>,
+        half: bool,
+    },
+    Fetch {
+        id: RequestId,
+        offset: u64,
+        length: u64,
+        cancelled: bool,
+    },
     Load,
-    Grow { slots: u32 },
-    Task { task: Option<Task>, done: usize },
+    Grow {
+        run: Run,
+    },
+    /// Their space is given back.
+    Punch {
+        run: Run,
+    },
+    Task {
+        task: Option<Task>,
+        done: usize,
+    },
     Export(SealExport),
     Wake,
 }
@@ -488,6 +512,13 @@ impl World {
             self.note("flush-all", 0, [0; 4]);
             self.after_overlay();
         }
+        // As a driver does every few seconds; without a publish between two of them, the device is quiet.
+        let ticks = [0, 1, 2][self.tape.draw(Lane::Space, 300).saturating_sub(297) as usize];
+        for _ in 0..ticks {
+            self.overlay.tick();
+            self.note("tick-all", 0, [0; 4]);
+            self.after_overlay();
+        }
         self.perhaps_seal();
         if self.swarm.reset_per_10k == 0 || self.connections.is_empty() {
             return;
@@ -614,7 +645,10 @@ impl World {
         match still {
             // The data file is everybody's, and so is the journal.
             Still::Others => {
-                let shared = matches!(operation.kind, Kind::Grow { .. } | Kind::Task { .. });
+                let shared = matches!(
+                    operation.kind,
+                    Kind::Grow { .. } | Kind::Punch { .. } | Kind::Task { .. }
+                );
                 operation.key == key || shared
             }
             Still::Fetches { before } => {
@@ -772,7 +806,7 @@ fn overlay_config(swarm: &Swarm) -> OverlayConfig {
         size_bytes: swarm.size_bytes,
         template_bytes: swarm.template_bytes,
         quota_bytes: swarm.quota_bytes,
-        growth_slots_min: swarm.growth_slots_min,
+        space: swarm.space.clone(),
     }
 }
 

@@ -3,6 +3,7 @@
 //! `cargo test -p glassine-tests --test crash` kills it 20 times; with `GLASSINE_KILLS=500` as often as that.
 
 mod faults;
+mod space;
 
 use std::sync::Mutex;
 use std::thread;

@@ -471,7 +471,9 @@ impl Recovery {
         if needed > there {
             return Err(Refusal::DataShort { needed, there });
         }
-        let slots = SlotTable::recovered(self.data_slots, &self.map).map_err(Refusal::SlotTwice)?;
+        let hole_slots = self.config.space.hole_slots;
+        let slots = SlotTable::recovered(self.data_slots, &self.map, hole_slots);
+        let slots = slots.map_err(Refusal::SlotTwice)?;
         self.carried.retain(|slot, _| slot.0 < self.data_slots && slots.is_live(*slot));
         if !self.carried.is_empty() {
             mark(Mark::BlocksRestored);

@@ -11,7 +11,7 @@ use super::superblock::{Identity, SuperblockError};
 use super::{Action, JournalFile, Lane, Task};
 use crate::map::Entry;
 use crate::overlay::{Extent, Reserve, SessionKey};
-use crate::{Errno, JournalLimits, Overlay, OverlayConfig};
+use crate::{Errno, JournalLimits, Overlay, OverlayConfig, SpaceLimits};
 
 const KEY: SessionKey = SessionKey(1);
 const BLOCKS: u64 = 1200;
@@ -20,7 +20,12 @@ const SEGMENT_BYTES: u64 = 16 << 12;
 fn config() -> OverlayConfig {
     let size_bytes = BLOCKS * 4096;
     let template_bytes = size_bytes;
-    OverlayConfig { size_bytes, template_bytes, quota_bytes: u64::MAX, growth_slots_min: 16 }
+    OverlayConfig {
+        size_bytes,
+        template_bytes,
+        quota_bytes: u64::MAX,
+        space: SpaceLimits::growing_by(16),
+    }
 }
 
 fn limits() -> JournalLimits {
@@ -142,7 +147,7 @@ impl Files {
                 Reserve::Granted(grant) => break grant,
                 Reserve::Wait => {
                     let slots = overlay.poll_growth().unwrap();
-                    self.data.resize(self.data.len() + slots as usize, 0);
+                    self.data.resize(self.data.len() + slots.count as usize, 0);
                     overlay.grown(true);
                     overlay.take_waiting();
                 }
@@ -387,6 +392,35 @@ fn a_full_disk_is_told_only_after_a_barrier_even_one_with_nothing_to_record() {
     assert_eq!(overlay.take_waiting(), [KEY]);
     assert!(matches!(overlay.reserve(&next, KEY, &mut runs), Ok(Reserve::Granted(_))));
     overlay.audit();
+}
+
+/// Found by the simulator: the space was given back, and the write that it was set aside for refused on a full disk.
+#[test]
+fn space_set_aside_before_a_restart_has_its_space_before_any_is_given_back() {
+    let space = SpaceLimits { hole_slots: 4, punch_slots_max: 16, ..SpaceLimits::growing_by(4) };
+    let config = || OverlayConfig { space: space.clone(), ..config() };
+    let mut files = Files::new();
+    let (mut overlay, _) = files.recover_as(config()).unwrap();
+    files.change(&mut overlay, &written(0..20));
+    files.change(&mut overlay, &zeroed(0..20, false));
+    files.change(&mut overlay, &zeroed(100..107, true));
+    overlay.flush();
+    files.work(&mut overlay);
+    let (mut overlay, _) = files.recover_as(config()).unwrap();
+    overlay.audit();
+    overlay.tick();
+    assert_eq!((overlay.counts().free, overlay.tally().reserved), (0, 7));
+    assert_eq!(overlay.poll_punch(), None);
+    while overlay.poll_growth().is_some() {
+        assert_eq!(overlay.poll_punch(), None);
+        overlay.grown(true);
+    }
+    assert!(overlay.counts().free >= 7);
+    while overlay.poll_punch().is_some() {
+        overlay.punched(true);
+        overlay.audit();
+    }
+    assert!(overlay.counts().free >= 7);
 }
 
 #[test]

@@ -1,14 +1,15 @@
 //! Tests of the overlay.
 
 use super::*;
+use crate::limits::{RECLAIM_SLOTS_PER_STEP, RECLAIM_STEPS_MAX};
 use std::vec;
 
 const KEY: SessionKey = SessionKey(1);
 const OTHER: SessionKey = SessionKey(2);
 
 fn overlay(size_bytes: u64, template_bytes: u64, quota_bytes: u64) -> Overlay {
-    let growth_slots_min = crate::limits::GROWTH_SLOTS_MIN;
-    Overlay::new(OverlayConfig { size_bytes, template_bytes, quota_bytes, growth_slots_min })
+    let space = SpaceLimits::growing_by(crate::limits::GROWTH_SLOTS_MIN);
+    Overlay::new(OverlayConfig { size_bytes, template_bytes, quota_bytes, space })
 }
 
 /// Blocks that all get slots.
@@ -21,17 +22,29 @@ fn zeroed(blocks: Range<u64>, provision: bool) -> Extent {
     Extent { blocks: blocks.clone(), zero: blocks, provision }
 }
 
+/// By how many slots the data file is to grow.
+fn growth(overlay: &mut Overlay) -> Option<u32> {
+    let total = overlay.counts().total;
+    overlay.poll_growth().map(|run| {
+        assert_eq!(run.first, SlotId(total), "there are no holes");
+        run.count
+    })
+}
+
 /// Reserves; the data file grows as often as it takes.
 fn reserve(overlay: &mut Overlay, extent: &Extent) -> Result<(Vec<Run>, Grant), Errno> {
     let mut runs = Vec::new();
     loop {
         match overlay.reserve(extent, KEY, &mut runs)? {
             Reserve::Granted(grant) => return Ok((runs, grant)),
-            Reserve::Wait => {
+            Reserve::Wait => loop {
                 assert!(overlay.poll_growth().is_some());
                 overlay.grown(true);
-                assert_eq!(overlay.take_waiting(), [KEY]);
-            }
+                match &overlay.take_waiting()[..] {
+                    [] => assert!(overlay.counts().holes > 0, "there are more holes to fill"),
+                    woken => break assert_eq!(woken, [KEY]),
+                }
+            },
         }
     }
 }
@@ -474,7 +487,7 @@ fn a_growth_by_what_is_needed_is_not_tried_twice() {
     let mut overlay = overlay(1 << 30, 0, u64::MAX);
     let extent = written(0..300);
     assert_eq!(overlay.reserve(&extent, KEY, &mut Vec::new()), Ok(Reserve::Wait));
-    assert_eq!(overlay.poll_growth(), Some(300));
+    assert_eq!(growth(&mut overlay), Some(300));
     overlay.grown(false);
     assert_eq!(overlay.take_waiting(), [KEY]);
     assert_eq!(overlay.reserve(&extent, KEY, &mut Vec::new()), Err(Errno::NoSpace));
@@ -490,7 +503,7 @@ fn who_finds_room_after_a_growth_failed_may_wait_for_the_next() {
         assert_eq!(overlay.reserve(&extent, key, &mut runs), Ok(Reserve::Wait));
     }
     for wanted in [512, 200] {
-        assert_eq!(overlay.poll_growth(), Some(wanted));
+        assert_eq!(growth(&mut overlay), Some(wanted));
         overlay.grown(false);
     }
     assert_eq!(overlay.take_waiting(), [KEY, third]);
@@ -535,7 +548,7 @@ fn who_waits_is_woken_when_slots_become_free_before_the_data_file_grows() {
     assert!(all_taken);
     assert_eq!(overlay.reserve(&written(0..9), OTHER, &mut Vec::new()), Ok(Reserve::Wait));
     overlay.release(&all, &mut runs, grant);
-    assert_eq!(overlay.poll_growth(), None);
+    assert_eq!(growth(&mut overlay), None);
     assert_eq!(overlay.take_waiting(), [OTHER]);
 }
 
@@ -546,7 +559,7 @@ fn a_full_disk_is_told_to_those_who_waited_and_tried_again_for_others() {
     assert_eq!(overlay.reserve(&extent, KEY, &mut runs), Ok(Reserve::Wait));
     // First a comfortable extent, then only what is needed, then no.
     for _ in 0..2 {
-        if let Some(slots) = overlay.poll_growth() {
+        if let Some(slots) = growth(&mut overlay) {
             assert!(slots >= 300);
             overlay.grown(false);
         }
@@ -557,7 +570,7 @@ fn a_full_disk_is_told_to_those_who_waited_and_tried_again_for_others() {
     for key in [OTHER, KEY] {
         assert_eq!(overlay.reserve(&extent, key, &mut runs), Ok(Reserve::Wait));
     }
-    assert!(overlay.poll_growth().is_some());
+    assert!(growth(&mut overlay).is_some());
     overlay.grown(true);
     assert_eq!(overlay.take_waiting(), vec![OTHER, KEY]);
     assert!(matches!(overlay.reserve(&extent, KEY, &mut runs), Ok(Reserve::Granted(_))));
@@ -566,7 +579,7 @@ fn a_full_disk_is_told_to_those_who_waited_and_tried_again_for_others() {
 #[test]
 fn the_data_file_grows_ahead_of_need_by_extents_that_double() {
     let mut overlay = overlay(1 << 30, 0, u64::MAX);
-    assert_eq!(overlay.poll_growth(), None, "a device nobody writes to needs no slots");
+    assert_eq!(growth(&mut overlay), None, "a device nobody writes to needs no slots");
     change_without_audit(&mut overlay, &written(0..1));
     assert_eq!(overlay.counts().total, 256);
     let mut next = 1;
@@ -574,11 +587,11 @@ fn the_data_file_grows_ahead_of_need_by_extents_that_double() {
         // As long as a quarter of the next extent is free, there is time.
         let plenty = next + u64::from(overlay.counts().free - step / 4);
         change_without_audit(&mut overlay, &written(next..plenty));
-        assert_eq!(overlay.poll_growth(), None);
+        assert_eq!(growth(&mut overlay), None);
         change_without_audit(&mut overlay, &written(plenty..plenty + 1));
         next = plenty + 1;
-        assert_eq!(overlay.poll_growth(), Some(step));
-        assert_eq!(overlay.poll_growth(), None, "one growth at a time");
+        assert_eq!(growth(&mut overlay), Some(step));
+        assert_eq!(growth(&mut overlay), None, "one growth at a time");
         overlay.grown(true);
     }
 }
@@ -587,9 +600,9 @@ fn the_data_file_grows_ahead_of_need_by_extents_that_double() {
 fn space_set_aside_counts_as_used_when_the_data_file_grows_ahead_of_need() {
     let mut overlay = overlay(1 << 30, 0, u64::MAX);
     change(&mut overlay, &zeroed(0..128, true)).unwrap();
-    assert_eq!((overlay.counts().free, overlay.poll_growth()), (256, None));
+    assert_eq!((overlay.counts().free, growth(&mut overlay)), (256, None));
     change(&mut overlay, &zeroed(128..129, true)).unwrap();
-    assert_eq!((overlay.counts().free, overlay.poll_growth()), (256, Some(512)));
+    assert_eq!((overlay.counts().free, growth(&mut overlay)), (256, Some(512)));
 }
 
 #[test]
@@ -598,7 +611,7 @@ fn the_data_file_does_not_grow_ahead_of_need_beyond_device_or_quota() {
     for (size_bytes, quota_bytes) in [(largest, u64::MAX), (1 << 30, largest)] {
         let mut overlay = overlay(size_bytes, 0, quota_bytes);
         change(&mut overlay, &written(0..250)).unwrap();
-        assert_eq!((overlay.counts().total, overlay.poll_growth()), (256, None));
+        assert_eq!((overlay.counts().total, growth(&mut overlay)), (256, None));
     }
 }
 
@@ -606,15 +619,15 @@ fn the_data_file_does_not_grow_ahead_of_need_beyond_device_or_quota() {
 fn what_only_seals_name_is_no_room_for_the_device() {
     let mut overlay = overlay(600 * BLOCK, 0, u64::MAX);
     change(&mut overlay, &written(0..250)).unwrap();
-    assert_eq!(overlay.poll_growth(), Some(512));
+    assert_eq!(growth(&mut overlay), Some(512));
     overlay.grown(true);
     let seals = [overlay.seal(), overlay.seal()];
     assert_eq!(overlay.seals(), 2);
     change(&mut overlay, &written(0..250)).unwrap();
-    assert_eq!((overlay.counts().sealed, overlay.poll_growth()), (250, None));
+    assert_eq!((overlay.counts().sealed, growth(&mut overlay)), (250, None));
     // 768 slots, of which 250 are for seals alone: too few for 600 blocks.
     change(&mut overlay, &written(250..270)).unwrap();
-    assert_eq!((overlay.counts().total, overlay.poll_growth()), (768, Some(1024)));
+    assert_eq!((overlay.counts().total, growth(&mut overlay)), (768, Some(1024)));
     for seal in seals {
         drop(overlay.unseal(seal));
     }
@@ -625,17 +638,198 @@ fn what_only_seals_name_is_no_room_for_the_device() {
 fn after_a_growth_that_failed_the_data_file_grows_by_what_is_needed_only() {
     let mut overlay = overlay(1 << 30, 0, u64::MAX);
     change(&mut overlay, &written(0..200)).unwrap();
-    assert_eq!(overlay.poll_growth(), Some(512));
+    assert_eq!(growth(&mut overlay), Some(512));
     overlay.grown(false);
-    assert_eq!(overlay.poll_growth(), None, "nobody needs it");
+    assert_eq!(growth(&mut overlay), None, "nobody needs it");
     assert_eq!(overlay.take_waiting(), []);
     let (extent, mut runs) = (written(200..300), Vec::new());
     assert_eq!(overlay.reserve(&extent, KEY, &mut runs), Ok(Reserve::Wait));
     assert_eq!(overlay.take_waiting(), [], "not before its end is known");
-    assert_eq!(overlay.poll_growth(), Some(44));
+    assert_eq!(growth(&mut overlay), Some(44));
     overlay.grown(true);
     assert_eq!(overlay.take_waiting(), [KEY]);
     assert!(matches!(overlay.reserve(&extent, KEY, &mut runs), Ok(Reserve::Granted(_))));
     // It went well: ahead of need again, from the second extent on.
-    assert_eq!(overlay.poll_growth(), Some(512));
+    assert_eq!(growth(&mut overlay), Some(512));
+}
+
+/// A device that gives space back in groups of four slots, and keeps 32.
+fn with_holes(blocks: u64) -> Overlay {
+    let space = SpaceLimits {
+        hole_slots: 4,
+        punch_slots_max: 16,
+        spare_slots: 32,
+        ..SpaceLimits::growing_by(4)
+    };
+    let size_bytes = blocks * BLOCK;
+    Overlay::new(OverlayConfig { size_bytes, template_bytes: 0, quota_bytes: u64::MAX, space })
+}
+
+fn run(first: u32, count: u32) -> Run {
+    Run { first: SlotId(first), count }
+}
+
+/// Everything is given back that may be; what it was.
+fn punch(overlay: &mut Overlay) -> Vec<Run> {
+    let mut runs = Vec::new();
+    while let Some(run) = overlay.poll_punch() {
+        assert_eq!(overlay.poll_punch(), None, "one at a time");
+        overlay.punched(true);
+        overlay.audit();
+        runs.extend((run.count > 0).then_some(run));
+    }
+    runs
+}
+
+#[test]
+fn space_that_nobody_needs_is_given_back_in_whole_groups() {
+    let mut overlay = with_holes(1000);
+    change(&mut overlay, &written(0..102)).unwrap();
+    let total = overlay.counts().total;
+    assert_eq!(total, 102);
+    assert_eq!(punch(&mut overlay), []);
+    // Of the slots 3 to 101, 32 stay, and what is no whole group.
+    change(&mut overlay, &zeroed(3..102, false)).unwrap();
+    overlay.reclaim();
+    let punched = punch(&mut overlay);
+    assert_eq!(punched[..2], [run(4, 16), run(20, 16)]);
+    let all: u32 = punched.iter().map(|run| run.count).sum();
+    assert_eq!((all, overlay.counts().holes), (64, 64));
+    assert_eq!(overlay.counts().free, total - 3 - 64);
+    // They are used again before the data file grows.
+    change(&mut overlay, &written(200..299)).unwrap();
+    assert_eq!((overlay.counts().total, overlay.counts().holes), (total, 0));
+}
+
+#[test]
+fn a_quiet_device_keeps_little_and_begins_small_again() {
+    let mut overlay = with_holes(1000);
+    change(&mut overlay, &written(0..100)).unwrap();
+    change(&mut overlay, &zeroed(0..100, false)).unwrap();
+    overlay.reclaim();
+    punch(&mut overlay);
+    assert_eq!(overlay.counts().free, 32);
+    overlay.tick();
+    punch(&mut overlay);
+    assert_eq!(overlay.counts().free, 32, "nobody knows yet whether it is quiet");
+    overlay.tick();
+    punch(&mut overlay);
+    assert_eq!(overlay.counts().free, 8);
+    assert_eq!(overlay.poll_growth(), None);
+    // With the next write it is no longer.
+    let before = overlay.counts().holes;
+    change(&mut overlay, &written(0..9)).unwrap();
+    assert_eq!(overlay.counts().holes, before - 4);
+    overlay.tick();
+    change(&mut overlay, &written(0..1)).unwrap();
+    overlay.tick();
+    assert_eq!(punch(&mut overlay), []);
+}
+
+/// Found by fuzzing: one gave back what the other asked for, for ever.
+#[test]
+fn what_was_asked_for_ahead_of_need_is_not_given_back() {
+    for growth_slots_min in [1, 4, 256] {
+        let space = SpaceLimits {
+            hole_slots: 1,
+            punch_slots_max: 64,
+            ..SpaceLimits::growing_by(growth_slots_min)
+        };
+        let (size_bytes, quota_bytes) = (1 << 30, u64::MAX);
+        let config = OverlayConfig { size_bytes, template_bytes: 0, quota_bytes, space };
+        let mut overlay = Overlay::new(config);
+        for block in 0..200 {
+            change(&mut overlay, &written(block..block + 1)).unwrap();
+            while overlay.poll_growth().is_some() {
+                overlay.grown(true);
+            }
+            assert_eq!(overlay.poll_punch(), None);
+        }
+    }
+}
+
+#[test]
+fn what_a_trim_cut_off_is_given_back_though_nothing_else_happens() {
+    let blocks = 10 * u64::from(RECLAIM_SLOTS_PER_STEP);
+    let mut overlay = with_holes(blocks);
+    change(&mut overlay, &written(0..blocks)).unwrap();
+    change(&mut overlay, &zeroed(0..blocks, false)).unwrap();
+    assert_eq!(overlay.counts().free, 0);
+    overlay.tick();
+    while overlay.poll_punch().is_some() {
+        overlay.punched(true);
+    }
+    overlay.audit();
+    assert_eq!((overlay.counts().free, overlay.counts().displaced), (32, 0));
+}
+
+#[test]
+fn what_is_set_aside_keeps_its_space() {
+    let mut overlay = with_holes(1000);
+    change(&mut overlay, &written(0..100)).unwrap();
+    for (blocks, provision, set_aside) in [(0..90, true, 90), (0..60, false, 30)] {
+        change(&mut overlay, &zeroed(blocks, provision)).unwrap();
+        overlay.reclaim();
+        assert_ne!(punch(&mut overlay), []);
+        let free = overlay.counts().free;
+        assert!((set_aside + 33..set_aside + 37).contains(&free), "{free} of {set_aside}");
+    }
+}
+
+#[test]
+fn a_full_disk_has_no_space_for_holes() {
+    let mut overlay = with_holes(1000);
+    change(&mut overlay, &written(0..100)).unwrap();
+    change(&mut overlay, &zeroed(0..100, false)).unwrap();
+    overlay.reclaim();
+    punch(&mut overlay);
+    let holes = overlay.counts().holes;
+    let free = u64::from(overlay.counts().free);
+    let outcome = overlay.reserve(&written(0..free + 30), KEY, &mut Vec::new());
+    assert_eq!(outcome, Ok(Reserve::Wait));
+    // With all that are wanted, and then with one group: all holes are alike.
+    let asked = core::iter::from_fn(|| {
+        let run = overlay.poll_growth()?;
+        overlay.grown(false);
+        Some(run.count)
+    });
+    assert_eq!(asked.collect::<Vec<_>>(), [16, 4]);
+    assert_eq!(overlay.take_waiting(), [KEY]);
+    assert_eq!(overlay.counts().holes, holes);
+    overlay.audit();
+}
+
+#[test]
+fn on_a_full_disk_every_hole_that_may_have_space_is_asked() {
+    let mut overlay = with_holes(1000);
+    change(&mut overlay, &written(0..100)).unwrap();
+    change(&mut overlay, &zeroed(0..100, false)).unwrap();
+    overlay.reclaim();
+    assert_eq!(overlay.poll_punch(), Some(run(0, 16)));
+    overlay.punched(false);
+    let next = written(0..u64::from(overlay.counts().free) + 4);
+    assert_eq!(overlay.reserve(&next, KEY, &mut Vec::new()), Ok(Reserve::Wait));
+    for (asked, ok) in [(run(0, 8), false), (run(0, 4), false), (run(4, 4), true)] {
+        assert_eq!(overlay.poll_growth(), Some(asked));
+        assert_eq!(overlay.take_waiting(), []);
+        overlay.grown(ok);
+        overlay.audit();
+    }
+    assert_eq!(overlay.take_waiting(), [KEY]);
+    assert!(matches!(overlay.reserve(&next, KEY, &mut Vec::new()), Ok(Reserve::Granted(_))));
+}
+
+#[test]
+fn where_nothing_can_be_given_back_it_is_not_tried_again() {
+    let mut overlay = with_holes(1000);
+    change(&mut overlay, &written(0..100)).unwrap();
+    change(&mut overlay, &zeroed(0..100, false)).unwrap();
+    overlay.reclaim();
+    assert_eq!(overlay.poll_punch(), Some(run(0, 16)));
+    overlay.punched(false);
+    assert_eq!(overlay.poll_punch(), None);
+    assert_eq!(overlay.counts().holes, 16);
+    overlay.audit();
+    change(&mut overlay, &written(0..100)).unwrap();
+    assert_eq!((overlay.counts().total, overlay.counts().holes), (100, 0));
 }

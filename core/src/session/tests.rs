@@ -29,7 +29,7 @@ impl Tester {
             size_bytes,
             template_bytes: size_bytes,
             quota_bytes: u64::MAX,
-            growth_slots_min: 64,
+            space: crate::SpaceLimits::growing_by(64),
         });
         let mut tester = Self { session, overlay, now: Instant::default() };
         assert_eq!(tester.outputs(), [Output::Send, Output::Receive]);

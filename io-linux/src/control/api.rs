@@ -106,6 +106,8 @@ pub struct Slots {
     pub displaced_bytes: u64,
     /// Named by seals only: they are free when the snapshots that need them are done.
     pub sealed_bytes: u64,
+    /// Without space: it was given back to the file system.
+    pub hole_bytes: u64,
 }
 
 /// Which export.
@@ -618,6 +620,7 @@ fn look(device: &Device) -> Status {
             live_bytes: bytes(counts.live),
             displaced_bytes: bytes(counts.displaced),
             sealed_bytes: bytes(counts.sealed),
+            hole_bytes: bytes(counts.holes),
         },
         generation,
         journal_failed,

@@ -175,6 +175,8 @@ impl World {
             }
             Step::Sync { file } => self.disk.sync(DiskFile::Journal(*file)),
             Step::WriteData { offset, bytes } => {
+                let slot = offset / BLOCK as u64;
+                assert!(self.disk.has_space(slot), "recovery writes to slot {slot}, a hole");
                 self.disk.write(DiskFile::Data, *offset, bytes);
             }
         }

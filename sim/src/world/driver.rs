@@ -80,8 +80,11 @@ impl World {
 
     /// The overlay was used: it may want to grow, or somebody to wake.
     pub(super) fn after_overlay(&mut self) {
-        if let Some(slots) = self.overlay.poll_growth() {
-            self.add(0, Kind::Grow { slots });
+        if let Some(run) = self.overlay.poll_growth() {
+            self.add(0, Kind::Grow { run });
+        }
+        if let Some(run) = self.overlay.poll_punch() {
+            self.add(0, Kind::Punch { run });
         }
         while let Some(task) = self.overlay.poll_task() {
             let serial = self.next_serial;

@@ -18,9 +18,14 @@ impl World {
         let mut operation = self.operations.swap_remove(at);
         operation.since = self.step;
         match &mut operation.kind {
-            Kind::Grow { slots } => {
-                let slots = *slots;
-                self.grow(slots);
+            Kind::Grow { run } => {
+                let run = *run;
+                self.grow(run);
+                return Ok(());
+            }
+            Kind::Punch { run } => {
+                let run = *run;
+                self.punch(run);
                 return Ok(());
             }
             Kind::Export(export) => {
@@ -91,9 +96,11 @@ impl World {
                     return Ok(());
                 }
             }
-            Kind::Grow { .. } | Kind::Task { .. } | Kind::Export(_) | Kind::Wake => {
-                unreachable!("done above")
-            }
+            Kind::Grow { .. }
+            | Kind::Punch { .. }
+            | Kind::Task { .. }
+            | Kind::Export(_)
+            | Kind::Wake => unreachable!("done above"),
         };
         self.ends(what, key, serial);
         self.tell(index, what, input);
@@ -106,16 +113,33 @@ impl World {
         self.trace.watch(Event { step: self.step, what: "ends", connection, numbers });
     }
 
-    pub(super) fn grow(&mut self, slots: u32) {
-        let fails = self.tape.chance(Lane::Backend, self.swarm.full_percent) && !self.is_calm();
+    pub(super) fn grow(&mut self, run: Run) {
+        let drawn = self.tape.chance(Lane::Backend, self.swarm.full_percent) && !self.is_calm();
+        let is_new = run.first.offset() as usize >= self.disk.bytes(DiskFile::Data).len();
+        // What has space already takes none of a full disk.
+        let fails = drawn && (is_new || !self.disk.have_space(run));
         if fails {
             self.faults.growth = Some(self.step);
-        } else {
+        } else if is_new {
             // What a slot held in its last life is still there: anything but zeroes.
-            self.disk.grow(DiskFile::Data, slots as usize * BLOCK, 0xa5);
+            self.disk.grow(DiskFile::Data, run.count as usize * BLOCK, 0xa5);
+        } else {
+            self.disk.fill(run);
         }
         self.overlay.grown(!fails);
-        self.note("grown", 0, [u64::from(slots), u64::from(fails), 0, 0]);
+        let numbers = [run.count.into(), u64::from(fails), run.first.0.into(), u64::from(is_new)];
+        self.note("grown", 0, numbers);
+        self.after_overlay();
+    }
+
+    /// The space of slots is given back, unless the file system cannot.
+    fn punch(&mut self, run: Run) {
+        let fails = self.tape.chance(Lane::Space, 3);
+        if !fails {
+            self.disk.punch(run);
+        }
+        self.overlay.punched(!fails);
+        self.note("punched", 0, [run.count.into(), u64::from(fails), run.first.0.into(), 0]);
         self.after_overlay();
     }
 

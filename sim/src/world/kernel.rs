@@ -12,6 +12,10 @@ impl World {
                 let text = format!("connection {key} writes to the slot at {place}");
                 return Broken::by("only private slots are written", text);
             }
+            if !self.disk.has_space(place / BLOCK as u64) {
+                let text = format!("connection {key} writes to the hole at {place}");
+                return Broken::by("slots that are written have space", text);
+            }
         }
         self.disk.write(DiskFile::Data, offset, bytes);
         self.touches("writes", key, offset, bytes.len() as u64);
