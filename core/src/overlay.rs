@@ -387,6 +387,9 @@ impl Overlay {
         if self.has_failed() {
             return Err(Errno::Io);
         }
+        if !self.punching.woken.is_empty() {
+            self.punching.woken.retain(|woken| *woken != key);
+        }
         let count = extent.slots();
         let in_slots = self.tally_of_slots(extent);
         // Blocks with space set aside use that up: their slots come out of it.

@@ -33,6 +33,8 @@ pub(super) struct Punching {
     never: bool,
     /// There was more to reclaim than one step does.
     more: bool,
+    /// Who was woken since the last tick to use what is free, and has not come yet.
+    pub(super) woken: Vec<SessionKey>,
     /// The epoch at the last tick; and if it had been that of the tick before.
     seen: Option<Epoch>,
     quiet: Option<Epoch>,
@@ -264,7 +266,8 @@ impl Overlay {
             return None;
         }
         let mut run = None;
-        if !self.punching.never && u64::from(self.slots.counts().free) >= self.set_aside() {
+        let is_free = u64::from(self.slots.counts().free) >= self.set_aside();
+        if is_free && !self.punching.never && self.punching.woken.is_empty() {
             let most = self.config.space.punch_slots_max;
             // Whoever writes after a restart may find space in the uncertain ones, until the first tick.
             run = self.punching.seen.and_then(|_| self.slots.punch_uncertain(most));
@@ -297,6 +300,7 @@ impl Overlay {
     pub(super) fn tidy(&mut self) {
         let seen = self.punching.seen.replace(self.epoch);
         self.punching.quiet = seen.filter(|seen| *seen == self.epoch);
+        self.punching.woken.clear();
         if self.is_quiet() {
             // Whoever begins to write again begins with little.
             self.growth.step = self.config.space.growth_slots_min;
@@ -336,6 +340,7 @@ impl Overlay {
         if planted(Bug::LostWakeUp) {
             self.waiting.truncate(1);
         }
+        self.punching.woken.extend_from_slice(&self.waiting);
         core::mem::take(&mut self.waiting)
     }
 

@@ -748,6 +748,36 @@ fn what_was_asked_for_ahead_of_need_is_not_given_back() {
     }
 }
 
+/// Found by fuzzing: what somebody had waited for was given back before he came, again and again.
+#[test]
+fn what_somebody_was_woken_for_is_not_given_back() {
+    let space = SpaceLimits { hole_slots: 4, punch_slots_max: 16, ..SpaceLimits::growing_by(4) };
+    let (size_bytes, quota_bytes) = (1 << 30, u64::MAX);
+    let mut overlay =
+        Overlay::new(OverlayConfig { size_bytes, template_bytes: 0, quota_bytes, space });
+    let (next, mut runs) = (written(0..100), Vec::new());
+    assert_eq!(overlay.reserve(&next, KEY, &mut runs), Ok(Reserve::Wait));
+    assert_eq!(growth(&mut overlay), Some(100));
+    overlay.grown(true);
+    assert_eq!(overlay.take_waiting(), [KEY]);
+    assert_eq!(overlay.poll_punch(), None);
+    let Ok(Reserve::Granted(grant)) = overlay.reserve(&next, KEY, &mut runs) else {
+        panic!("it is still there");
+    };
+    overlay.release(&next, &mut runs, grant);
+    assert!(overlay.poll_punch().is_some());
+    overlay.punched(true);
+    // Whoever does not come has no claim on it for ever.
+    assert_eq!(overlay.reserve(&written(0..200), KEY, &mut runs), Ok(Reserve::Wait));
+    while overlay.poll_growth().is_some() {
+        overlay.grown(true);
+    }
+    assert_eq!(overlay.take_waiting(), [KEY]);
+    assert_eq!(overlay.poll_punch(), None);
+    overlay.tick();
+    assert!(overlay.poll_punch().is_some());
+}
+
 #[test]
 fn what_a_trim_cut_off_is_given_back_though_nothing_else_happens() {
     let blocks = 10 * u64::from(RECLAIM_SLOTS_PER_STEP);
