@@ -267,7 +267,8 @@ impl Overlay {
         }
         let mut run = None;
         let is_free = u64::from(self.slots.counts().free) >= self.set_aside();
-        if is_free && !self.punching.never && self.punching.woken.is_empty() {
+        let is_claimed = !self.waiting.is_empty() || !self.punching.woken.is_empty();
+        if is_free && !self.punching.never && !is_claimed {
             let most = self.config.space.punch_slots_max;
             // Whoever writes after a restart may find space in the uncertain ones, until the first tick.
             run = self.punching.seen.and_then(|_| self.slots.punch_uncertain(most));

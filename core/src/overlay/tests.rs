@@ -759,6 +759,7 @@ fn what_somebody_was_woken_for_is_not_given_back() {
     assert_eq!(overlay.reserve(&next, KEY, &mut runs), Ok(Reserve::Wait));
     assert_eq!(growth(&mut overlay), Some(100));
     overlay.grown(true);
+    assert_eq!(overlay.poll_punch(), None);
     assert_eq!(overlay.take_waiting(), [KEY]);
     assert_eq!(overlay.poll_punch(), None);
     let Ok(Reserve::Granted(grant)) = overlay.reserve(&next, KEY, &mut runs) else {
