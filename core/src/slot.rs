@@ -1,11 +1,15 @@
 //! The slots of a data file: which are free, and the life of each.
 //!
 //! `Free → Filling → Live → Displaced → Free`, with a stay as `Sealed` before `Displaced` if a seal names
-//! the slot when the map no longer does. Every transition asserts where the slot comes from.
+//! the slot when the map no longer does, and as `Hole` while a free one has no space. Every transition asserts where the slot comes from.
 //! Allocation recycles before it grows, and prefers whole runs, so that neighbouring blocks lie in
 //! neighbouring slots and go to the kernel in one piece.
 
-use alloc::collections::{BTreeMap, VecDeque};
+mod free;
+#[cfg(test)]
+mod tests;
+
+use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::hint::black_box;
 
@@ -15,6 +19,7 @@ use crate::limits::BLOCK_BYTES;
 use crate::map::{Entry, Map};
 use crate::pin::Epoch;
 use crate::seal::{SealNumber, Seals};
+use free::{FreeRuns, split_groups};
 
 /// The number of a slot: its place in the data file is this times 4 KiB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -123,30 +128,6 @@ impl Fresh {
     }
 }
 
-/// Runs at least this long are kept for large writes.
-const LARGE_RUN_SLOTS: u32 = 16;
-/// Free runs that are looked at in one step when space is to be given back.
-const PUNCH_RUNS_PER_STEP: u32 = 16;
-
-/// The whole groups in a run, and what is before and behind them; no groups if there are none of them at all.
-fn split_groups(run: Run, group: u32) -> [Option<Run>; 3] {
-    let (start, end) = (run.first.0, run.first.0 + run.count);
-    // None for groups of none, and behind the last whole group that a slot number can name.
-    let from = start.checked_next_multiple_of(group).unwrap_or(end);
-    let to = end.checked_div(group).map_or(0, |groups| groups * group);
-    if from >= to {
-        return [Some(run), None, None];
-    }
-    let between =
-        |from: u32, to: u32| (from < to).then_some(Run { first: SlotId(from), count: to - from });
-    [between(start, from), between(from, to), between(to, end)]
-}
-
-/// The lowest `count` bits; there is at least one.
-fn ones(count: u32) -> u64 {
-    u64::MAX >> (u64::BITS - count)
-}
-
 /// Slots without space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Hole {
@@ -160,14 +141,7 @@ pub(crate) struct Hole {
 pub struct SlotTable {
     states: Vec<State>,
     counts: SlotCounts,
-    /// Space is given back by whole groups of so many slots, a power of two of no more than 64; 0 for never.
-    group: u32,
-    /// Free runs, most recently freed last: those pages are warm, so they go first.
-    small: VecDeque<Run>,
-    large: VecDeque<Run>,
-    /// Free slots that were looked at since space is to be given back, and whose groups are not whole: of each group,
-    /// a bit for each slot.
-    cold: BTreeMap<u32, u64>,
+    free: FreeRuns,
     /// Whole groups of slots. Those that are uncertain are last, and are taken first: they may have space.
     holes: VecDeque<Hole>,
     /// Changes whenever slots get space.
@@ -185,8 +159,7 @@ pub struct SlotTable {
 impl SlotTable {
     /// No slots, of a data file that gives space back by groups of so many; 0 for never.
     pub(crate) fn new(group: u32) -> Self {
-        assert!(group == 0 || group.is_power_of_two() && group <= u64::BITS, "a group has a mask");
-        Self { group, ..Self::default() }
+        Self { free: FreeRuns::new(group), ..Self::default() }
     }
 
     /// How many slots are in each state.
@@ -204,7 +177,7 @@ impl SlotTable {
         self.counts.total = total;
         self.counts.free += count;
         if count > 0 {
-            self.put_free(Run { first: SlotId(first), count });
+            self.free.put(Run { first: SlotId(first), count });
         }
     }
 
@@ -236,7 +209,7 @@ impl SlotTable {
                 let run = Run { first: SlotId(end - count), count };
                 let [before, holes, behind] =
                     split_groups(run, if planted(Bug::HoleForgotten) { 0 } else { group });
-                [behind, before].into_iter().flatten().for_each(|run| table.put_free(run));
+                [behind, before].into_iter().flatten().for_each(|run| table.free.put(run));
                 if let Some(run) = holes {
                     table.states[run.range()].fill(State::Hole);
                     table.counts.free -= run.count;
@@ -254,18 +227,12 @@ impl SlotTable {
         assert!(count <= self.counts.free, "reserve before you take");
         let mut missing = count;
         while missing > 0 {
-            let prefer_large = missing >= LARGE_RUN_SLOTS;
-            let (first, second) = if prefer_large {
-                (&mut self.large, &mut self.small)
-            } else {
-                (&mut self.small, &mut self.large)
-            };
-            let run = first.pop_back().or_else(|| second.pop_back()).unwrap_or_else(|| self.thaw());
+            let run = self.free.pop(missing);
             let taken = Run { first: run.first, count: run.count.min(missing) };
             if taken.count < run.count {
                 mark(Mark::RunSplit);
                 let early = u32::from(planted(Bug::TwoOwners));
-                self.put_free(Run {
+                self.free.put(Run {
                     first: SlotId(run.first.0 + taken.count - early),
                     count: run.count - taken.count,
                 });
@@ -293,7 +260,7 @@ impl SlotTable {
         self.shift(run, State::Filling, State::Free);
         self.counts.filling -= run.count;
         self.counts.free += run.count;
-        self.put_free(run);
+        self.free.put(run);
     }
 
     /// The map now names these slots.
@@ -438,18 +405,7 @@ impl SlotTable {
         }
         self.shift(run, State::Live, State::Free);
         self.counts.free += 1;
-        let grows = |last: &&mut Run| last.first.0 + last.count == slot.0;
-        if let Some(last) = self.large.back_mut().filter(grows) {
-            last.count += 1;
-        } else if let Some(last) = self.small.back_mut().filter(grows) {
-            last.count += 1;
-            if last.count == LARGE_RUN_SLOTS {
-                let run = self.small.pop_back().expect("it is there");
-                self.large.push_back(run);
-            }
-        } else {
-            self.put_free(run);
-        }
+        self.free.put_one(slot);
     }
 
     /// Frees displaced slots that nobody looks at any more: those displaced at or before `unpinned`, and
@@ -474,7 +430,7 @@ impl SlotTable {
             self.shift(run, State::Displaced, State::Free);
             self.counts.displaced -= run.count;
             self.counts.free += run.count;
-            self.put_free(run);
+            self.free.put(run);
             freed += run.count;
         }
         freed
@@ -485,81 +441,23 @@ impl SlotTable {
         self.displaced.back().map(|(epoch, _)| *epoch)
     }
 
-    fn put_free(&mut self, run: Run) {
-        if run.count >= LARGE_RUN_SLOTS {
-            self.large.push_back(run);
-        } else {
-            self.small.push_back(run);
-        }
-    }
-
     /// Takes free slots, to be punched: whole groups, of those that were freed longest ago, no more slots than `most`. A
     /// bounded step: a run of none is a reason to ask again.
     pub(crate) fn punch(&mut self, most: u32) -> Option<Run> {
-        if self.group == 0 || most < self.group {
-            return None;
-        }
         if planted(Bug::PunchTooEarly)
+            && self.free.has_group(most)
             && let Some((_, run)) = self.displaced.pop_front()
         {
             self.shift(run, State::Displaced, State::Free);
             self.counts.displaced -= run.count;
             self.counts.free += run.count;
-            self.large.push_front(run);
+            self.free.put_cold(run);
         }
-        for _ in 0..PUNCH_RUNS_PER_STEP {
-            let run = self.large.pop_front().or_else(|| self.small.pop_front())?;
-            let [before, groups, behind] = split_groups(run, self.group);
-            [before, behind].into_iter().flatten().for_each(|run| self.cool(run));
-            if let Some(Run { first, count }) = groups {
-                let taken = Run { first, count: count.min(most / self.group * self.group) };
-                if taken.count < count {
-                    let first = SlotId(first.0 + taken.count);
-                    self.large.push_front(Run { first, count: count - taken.count });
-                }
-                self.shift(taken, State::Free, State::Hole);
-                self.counts.free -= taken.count;
-                self.counts.holes += taken.count;
-                return Some(taken);
-            }
-        }
-        Some(Run { first: SlotId(0), count: 0 })
-    }
-
-    /// Free slots join others of their group, until it is whole.
-    fn cool(&mut self, mut run: Run) {
-        while run.count > 0 {
-            let (number, within) = (run.first.0 / self.group, run.first.0 % self.group);
-            let count = run.count.min(self.group - within);
-            let mask = self.cold.entry(number).or_default();
-            *mask |= ones(count) << within;
-            if *mask == ones(self.group) {
-                mark(Mark::GroupWhole);
-                self.cold.remove(&number);
-                let whole = Run { first: SlotId(number * self.group), count: self.group };
-                match self.large.front_mut() {
-                    Some(next) if next.first.0 + next.count == whole.first.0 => {
-                        next.count += whole.count;
-                    }
-                    _ => self.large.push_front(whole),
-                }
-            }
-            run = Run { first: SlotId(run.first.0 + count), count: run.count - count };
-        }
-    }
-
-    /// Free slots that lie side by side in one group which is not whole. There must be some.
-    fn thaw(&mut self) -> Run {
-        mark(Mark::GroupThawed);
-        let mut entry = self.cold.first_entry().expect("counted as free");
-        let within = entry.get().trailing_zeros();
-        let count = (entry.get() >> within).trailing_ones();
-        let first = SlotId(entry.key() * self.group + within);
-        *entry.get_mut() &= !(ones(count) << within);
-        if *entry.get() == 0 {
-            entry.remove();
-        }
-        Run { first, count }
+        let run = self.free.take_groups(most)?;
+        self.shift(run, State::Free, State::Hole);
+        self.counts.free -= run.count;
+        self.counts.holes += run.count;
+        Some(run)
     }
 
     /// Slots whose space nobody knows of, no more than `most`: they are to be punched, so that it is certain.
@@ -604,7 +502,7 @@ impl SlotTable {
         self.growths += 1;
         self.counts.holes -= run.count;
         self.counts.free += run.count;
-        self.put_free(run);
+        self.free.put(run);
     }
 
     /// A number that changes whenever slots get space.
@@ -622,15 +520,10 @@ impl SlotTable {
     /// Checks everything that can be derived twice. For tests and the simulator: it walks all slots.
     pub fn audit(&self) {
         assert!(self.counts.conserved(), "slots are conserved: {:?}", self.counts);
-        let cold = self.cold.iter().flat_map(|(number, mask)| {
-            let bits = (0..self.group).filter(move |bit| mask >> bit & 1 == 1);
-            bits.map(move |bit| Run { first: SlotId(number * self.group + bit), count: 1 })
-        });
-        let runs = || self.small.iter().chain(&self.large).copied().chain(cold.clone());
-        let free: u64 = runs().map(|run| u64::from(run.count)).sum();
+        let free: u64 = self.free.runs().map(|run| u64::from(run.count)).sum();
         assert_eq!(free, u64::from(self.counts.free), "the free runs hold every free slot");
         let mut seen = alloc::vec![false; self.states.len()];
-        for run in runs() {
+        for run in self.free.runs() {
             for index in run.range() {
                 assert!(self.states[index] == State::Free, "slot {index} is listed as free");
                 assert!(!core::mem::replace(&mut seen[index], true), "slot {index} is free twice");
@@ -674,287 +567,5 @@ impl SlotTable {
     #[must_use]
     pub fn is_live(&self, slot: SlotId) -> bool {
         self.states[slot.0 as usize] == State::Live
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn table(count: u32) -> SlotTable {
-        let mut table = SlotTable::default();
-        table.grow(count);
-        table
-    }
-
-    #[test]
-    fn a_large_write_gets_one_run() {
-        let mut table = table(1024);
-        let mut runs = Vec::new();
-        table.take(1000, &mut runs);
-        assert_eq!(runs, [Run { first: SlotId(0), count: 1000 }]);
-        table.audit();
-    }
-
-    #[test]
-    fn a_displaced_slot_is_free_only_after_its_epoch_is_let_go() {
-        let mut table = table(4);
-        let mut runs = Vec::new();
-        table.take(1, &mut runs);
-        table.publish(runs[0]);
-        table.displace(SlotId(0), Epoch(5));
-        assert_eq!(table.reclaim(Epoch(4), Epoch::LAST, 100), 0);
-        assert_eq!(table.reclaim(Epoch(5), Epoch(4), 100), 0);
-        assert_eq!(table.reclaim(Epoch(5), Epoch(5), 100), 1);
-        assert_eq!(table.counts().free, 4);
-        table.audit();
-    }
-
-    #[test]
-    fn a_slot_that_no_record_ever_named_waits_for_none() {
-        let mut table = table(4);
-        let mut runs = Vec::new();
-        table.take(3, &mut runs);
-        table.publish(runs[0]);
-        table.freshen(runs[0], None);
-        assert!(!table.displace(SlotId(0), Epoch(5)));
-        table.settle(Run { first: SlotId(1), count: 1 });
-        assert!(table.displace(SlotId(1), Epoch(6)));
-        assert_eq!(table.reclaim(Epoch::LAST, Epoch(1), 100), 1);
-        assert_eq!(table.counts().displaced, 1);
-        table.audit();
-    }
-
-    #[test]
-    fn the_slot_freed_last_is_taken_first() {
-        let mut table = table(64);
-        let mut runs = Vec::new();
-        table.take(8, &mut runs);
-        let run = runs.pop().unwrap();
-        table.release(Run { first: run.slot(3), count: 1 });
-        table.take(1, &mut runs);
-        assert_eq!(runs, [Run { first: run.slot(3), count: 1 }]);
-    }
-
-    fn run(first: u32, count: u32) -> Run {
-        Run { first: SlotId(first), count }
-    }
-
-    fn taken(table: &mut SlotTable, count: u32) -> Vec<Run> {
-        let mut runs = Vec::new();
-        table.take(count, &mut runs);
-        runs
-    }
-
-    #[test]
-    fn large_runs_are_kept_for_large_writes() {
-        let mut table = table(15);
-        table.grow(LARGE_RUN_SLOTS);
-        assert_eq!(table.small, [run(0, 15)]);
-        assert_eq!(table.large, [run(15, 16)]);
-        assert_eq!(taken(&mut table, 1), [run(0, 1)]);
-        assert_eq!(taken(&mut table, LARGE_RUN_SLOTS), [run(15, 16)]);
-        table.grow(100);
-        // What is not large takes what lies about first; neighbours become one run again.
-        assert_eq!(taken(&mut table, LARGE_RUN_SLOTS - 1), [run(1, 14), run(31, 1)]);
-        table.release(run(13, 2));
-        table.release(run(11, 2));
-        assert_eq!(taken(&mut table, 4), [run(11, 4)]);
-        assert_eq!(table.small, []);
-        table.audit();
-    }
-
-    #[test]
-    fn no_run_is_empty() {
-        let mut table = table(0);
-        assert_eq!((table.small.len(), table.large.len()), (0, 0));
-        table.grow(4);
-        assert_eq!(taken(&mut table, 4), [run(0, 4)]);
-        assert_eq!((table.small.len(), table.large.len()), (0, 0));
-    }
-
-    #[test]
-    fn neighbours_that_are_displaced_or_dropped_together_are_one_run() {
-        let mut table = table(16);
-        let live = taken(&mut table, 10)[0];
-        table.publish(live);
-        for (slot, epoch) in [(0, 5), (1, 5), (3, 5), (4, 6), (5, 6)] {
-            table.displace(SlotId(slot), Epoch(epoch));
-        }
-        let expected =
-            [(5, run(0, 2)), (5, run(3, 1)), (6, run(4, 2))].map(|(at, run)| (Epoch(at), run));
-        assert_eq!(table.displaced, expected);
-        // A step ends with the run that reaches its budget.
-        assert_eq!(table.reclaim(Epoch(9), Epoch::LAST, 0), 0);
-        assert_eq!(table.reclaim(Epoch(9), Epoch::LAST, 2), 2);
-        assert_eq!(table.reclaim(Epoch(9), Epoch::LAST, 2), 3);
-        let before = table.small.len();
-        table.drop_live(4);
-        for slot in [7, 8, 6, 2] {
-            table.free_dropped(SlotId(slot), table.next_seal());
-        }
-        assert!(table.small.iter().skip(before).eq(&[run(7, 2), run(6, 1), run(2, 1)]));
-        assert_eq!(
-            table.counts(),
-            SlotCounts { total: 16, free: 15, live: 1, ..Default::default() }
-        );
-    }
-
-    #[test]
-    fn what_a_seal_names_of_a_dropped_part_of_the_map_stays_until_the_seal_is_let_go() {
-        let mut table = table(8);
-        let live = taken(&mut table, 5)[0];
-        table.publish(run(live.first.0, 4));
-        table.freshen(run(2, 1), None);
-        let seal = table.seal();
-        table.publish(run(4, 1));
-        table.drop_live(5);
-        for slot in 0..5 {
-            table.free_dropped(SlotId(slot), table.next_seal());
-        }
-        assert_eq!(
-            table.counts(),
-            SlotCounts { total: 8, free: 4, sealed: 4, ..Default::default() }
-        );
-        table.audit();
-        table.unseal(seal);
-        let (mut seen, mut recorded) = (0, 0);
-        while table.is_unsealing() {
-            let step = table.unseal_step(Epoch(9));
-            seen += step.0;
-            recorded += step.1;
-        }
-        // All but slot 2 wait for a record. The step that ends it looks at none.
-        assert_eq!((seen, recorded), (5, 3));
-        assert_eq!(table.reclaim(Epoch(9), Epoch(8), 100), 1);
-        assert_eq!(table.reclaim(Epoch(9), Epoch(9), 100), 3);
-        table.audit();
-    }
-
-    #[test]
-    fn only_the_one_slot_of_an_edit_has_a_place_and_until_a_record_names_it() {
-        let mut table = table(4);
-        let live = taken(&mut table, 4)[0];
-        table.publish(live);
-        let place = Some(Place(7));
-        table.freshen(run(0, 1), place);
-        table.freshen(run(1, 1), place);
-        table.freshen(run(2, 2), place);
-        assert_eq!([0, 1, 2, 3].map(|slot| table.place(SlotId(slot))), [place, place, None, None]);
-        assert_eq!(table.foresee(SlotId(1)), place);
-        table.settle(run(0, 1));
-        table.displace(SlotId(1), Epoch(1));
-        assert_eq!([0, 1].map(|slot| table.place(SlotId(slot))), [None, None]);
-    }
-
-    /// The groups that give their space back, if nobody needs any.
-    fn punched(table: &mut SlotTable) -> Vec<Run> {
-        let mut all = Vec::new();
-        while let Some(run) = table.punch(u32::MAX) {
-            all.extend((run.count > 0).then_some(run));
-            table.audit();
-        }
-        all
-    }
-
-    #[test]
-    fn scattered_free_slots_are_given_back_when_they_make_up_a_group() {
-        let mut table = SlotTable::new(4);
-        table.grow(32);
-        let live = taken(&mut table, 32)[0];
-        table.publish(live);
-        // Every other slot, then those between: all of the first three groups, most of the fourth.
-        let slots = (0..16).step_by(2).chain((1..14).step_by(2));
-        for slot in slots {
-            table.displace(SlotId(slot), Epoch(1));
-        }
-        table.reclaim(Epoch(1), Epoch(1), 100);
-        assert_eq!(punched(&mut table), [run(0, 4), run(4, 4), run(8, 4)]);
-        assert_eq!((table.counts().holes, table.counts().free), (12, 3));
-        // What is left of the fourth is free like any other.
-        assert_eq!(taken(&mut table, 3), [run(12, 3)]);
-        table.audit();
-    }
-
-    #[test]
-    fn the_last_slots_there_can_be_are_no_whole_group() {
-        let first = u32::MAX - 20;
-        for alone in [run(first, 5), run(u32::MAX - 10, 10)] {
-            assert_eq!(split_groups(alone, 16), [Some(alone), None, None]);
-        }
-        let [before, groups, behind] = split_groups(run(first - 16, 36), 16);
-        let split =
-            [before, groups, behind].map(|run| run.map(|run| (run.first.0 % 16, run.count)));
-        assert_eq!(split, [Some((11, 5)), Some((0, 16)), Some((0, 15))]);
-        assert_eq!(split_groups(run(0, 32), 0), [Some(run(0, 32)), None, None]);
-    }
-
-    #[test]
-    fn no_more_is_given_back_than_may_be_and_in_whole_groups() {
-        let mut table = SlotTable::new(4);
-        table.grow(30);
-        assert_eq!([0, 3].map(|most| table.punch(most)), [None, None]);
-        assert_eq!(table.punch(11), Some(run(0, 8)));
-        assert_eq!(punched(&mut table), [run(8, 20)]);
-        assert_eq!((table.counts().holes, table.counts().free), (28, 2));
-        assert_eq!(SlotTable::new(0).punch(100), None);
-    }
-
-    #[test]
-    fn holes_that_may_have_space_are_asked_for_first() {
-        let mut table = SlotTable::new(4);
-        table.grow(16);
-        let [one, other] = [8, 8].map(|most| table.punch(most).unwrap());
-        assert_eq!((one, other), (run(0, 8), run(8, 8)));
-        table.put_hole(Hole { run: one, certain: true });
-        table.put_hole(Hole { run: other, certain: false });
-        assert_eq!((table.uncertain_holes(), table.punch_uncertain(4)), (8, Some(run(8, 4))));
-        assert_eq!(table.take_hole(100), Some(Hole { run: run(12, 4), certain: false }));
-        assert_eq!((table.uncertain_holes(), table.punch_uncertain(4)), (0, None));
-        assert_eq!(table.take_hole(4), Some(Hole { run: run(0, 4), certain: true }));
-        let growths = table.growths();
-        table.fill_hole(run(0, 4));
-        assert_ne!(table.growths(), growths, "somebody has to sync that");
-        assert_eq!(taken(&mut table, 4), [run(0, 4)]);
-    }
-
-    #[test]
-    fn a_slot_may_be_written_while_it_is_filling_and_read_until_it_is_free() {
-        let mut table = table(1);
-        let slot = SlotId(0);
-        let mut seen = Vec::new();
-        let mut look = |table: &SlotTable| {
-            assert!(table.counts().conserved());
-            seen.push((table.is_filling(slot), table.is_readable(slot), table.is_live(slot)));
-        };
-        look(&table);
-        let filling = taken(&mut table, 1)[0];
-        look(&table);
-        table.publish(filling);
-        look(&table);
-        table.displace(slot, Epoch(1));
-        look(&table);
-        table.reclaim(Epoch(1), Epoch::LAST, 1);
-        look(&table);
-        let none = (false, false, false);
-        let expected =
-            [none, (true, false, false), (false, true, true), (false, true, false), none];
-        assert_eq!(seen, expected);
-    }
-
-    #[test]
-    fn a_lost_slot_is_noticed() {
-        let lost = SlotCounts { total: 4, free: 1, filling: 1, live: 1, ..Default::default() };
-        assert!(!lost.conserved());
-    }
-
-    #[test]
-    #[should_panic(expected = "a slot leaves Filling for Live but is Live")]
-    fn a_slot_is_published_once() {
-        let mut table = table(1);
-        let mut runs = Vec::new();
-        table.take(1, &mut runs);
-        table.publish(runs[0]);
-        table.publish(runs[0]);
     }
 }

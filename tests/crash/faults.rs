@@ -12,7 +12,7 @@ use std::sync::Mutex;
 use glassine_tests::changes::{batch, lock};
 use glassine_tests::client::{Client, FLUSH, TRIM, WRITE, WRITE_ZEROES};
 use glassine_tests::history::{BLOCK, BLOCKS, History};
-use glassine_tests::server::{Server, glassine, scratch, tool, try_tool};
+use glassine_tests::server::{Server, Tmpfs, glassine, scratch, try_tool};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
@@ -219,14 +219,10 @@ fn a_recovery_that_fails_is_refused_and_can_be_repeated() {
 
 #[test]
 fn a_full_disk_serves_what_needs_no_space_and_everything_once_there_is_some() {
-    let directory = scratch();
-    let mount = directory.path().join("small");
-    fs::create_dir(&mount).expect("scratch is writable");
-    tool("mount", &["-t", "tmpfs", "-o", "size=24M", "none", path(&mount)]);
-    let mut subject = Subject::new(&mount.join("sheet"));
+    let disk = Tmpfs::mount("24M");
+    let mut subject = Subject::new(&disk.path().join("sheet"));
     let server = subject.serve();
-    let filler = mount.join("filler");
-    tool("sh", &["-c", &format!("cat /dev/zero > {} 2>/dev/null; true", path(&filler))]);
+    let filler = disk.fill();
     let mut full = 0;
     for _ in 0..300 {
         let errors = subject.load(&server, 1);
@@ -241,7 +237,6 @@ fn a_full_disk_serves_what_needs_no_space_and_everything_once_there_is_some() {
     assert_eq!(subject.load(&server, 100), []);
     drop(server);
     subject.restart();
-    tool("umount", &[path(&mount)]);
 }
 
 #[test]

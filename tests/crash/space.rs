@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use glassine_tests::client::Client;
-use glassine_tests::server::{Server, scratch, tool};
+use glassine_tests::server::{Server, Tmpfs, scratch};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -126,19 +126,14 @@ fn what_is_trimmed_before_a_crash_goes_back_after_it() {
 
 #[test]
 fn space_that_others_took_meanwhile_is_missed_and_nothing_else() {
-    let directory = scratch();
-    let mount = directory.path().join("small");
-    fs::create_dir(&mount).expect("scratch is writable");
-    tool("mount", &["-t", "tmpfs", "-o", "size=80M", "none", mount.to_str().expect("UTF-8")]);
-    let sheet = mount.join("sheet");
+    let disk = Tmpfs::mount("80M");
+    let sheet = disk.path().join("sheet");
     let server = Server::blank("64M", &["--sheet", sheet.to_str().expect("UTF-8")]);
     let mut client = Client::open(&server.socket());
     write_all(&mut client, 1);
     trim_most(&mut client);
     shrinks(&sheet, 5 * MIB);
-    let filler = mount.join("filler");
-    let fill = format!("cat /dev/zero > {} 2>/dev/null; true", filler.display());
-    tool("sh", &["-c", &fill]);
+    let filler = disk.fill();
     let mut refused = 0;
     for block in (1..BLOCKS).filter(|block| block % 1000 != 0) {
         let error = client.write(block * BLOCK, &payload(block, 2));
@@ -153,5 +148,4 @@ fn space_that_others_took_meanwhile_is_missed_and_nothing_else() {
     trim_most(&mut client);
     holds(&mut client, 3);
     server.stop();
-    tool("umount", &[mount.to_str().expect("UTF-8")]);
 }

@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use glassine_tests::client::{Client, READ};
-use glassine_tests::server::{Server, glassine, make_image, scratch, text, tool};
+use glassine_tests::server::{Server, Tmpfs, glassine, make_image, scratch, text, tool};
 
 /// Runs `glassine serve`, which is to refuse; answers what it said.
 pub(crate) fn refused(arguments: &[&str], code: i32) -> String {
@@ -286,11 +286,8 @@ fn a_full_disk_is_enospc_and_goes_away_with_its_cause() {
 }
 
 fn fill_a_disk(size: &str, mode: &[&str]) {
-    let directory = scratch();
-    let mount = directory.path().join("small");
-    fs::create_dir(&mount).expect("scratch is writable");
-    tool("mount", &["-t", "tmpfs", "-o", &format!("size={size}"), "none", path(&mount)]);
-    let sheet = mount.join("sheet");
+    let disk = Tmpfs::mount(size);
+    let sheet = disk.path().join("sheet");
     let mut arguments = vec!["--sheet", path(&sheet)];
     arguments.extend(mode);
     let server = Server::blank("64M", &arguments);
@@ -320,23 +317,18 @@ fn fill_a_disk(size: &str, mode: &[&str]) {
         assert!(client.read(1 << 20, 1 << 20).iter().all(|byte| *byte == 7));
         server.stop();
     }
-    tool("umount", &[path(&mount)]);
 }
 
 #[test]
 fn a_sheet_page_that_cannot_be_had_costs_an_error_and_no_signal() {
-    let directory = scratch();
-    let mount = directory.path().join("small");
-    fs::create_dir(&mount).expect("scratch is writable");
-    tool("mount", &["-t", "tmpfs", "-o", "size=8M", "none", path(&mount)]);
-    let sheet = mount.join("sheet");
+    let disk = Tmpfs::mount("8M");
+    let sheet = disk.path().join("sheet");
     let server = Server::blank("64M", &["--sheet", path(&sheet), "--ephemeral"]);
     let mut client = Client::open(&server.socket());
     assert_eq!(client.write(0, &[7; 4096]), 0);
     // Somebody takes the reserved space of the sheet away: its pages can no longer be had.
     tool("fallocate", &["-p", "-o", "0", "-l", "1M", path(&sheet.join("data"))]);
-    let filler = mount.join("filler");
-    tool("sh", &["-c", &format!("cat /dev/zero > {} 2>/dev/null; true", path(&filler))]);
+    let filler = disk.fill();
     assert_eq!(client.write(4096, &[8; 4096]), 28, "ENOSPC, and no SIGBUS");
     // Received straight into its slots, the fault is the kernel's.
     assert_eq!(client.write(8192, &[8; 128 << 10]), 28);
@@ -344,7 +336,6 @@ fn a_sheet_page_that_cannot_be_had_costs_an_error_and_no_signal() {
     assert_eq!(client.write(4096, &[9; 4096]), 0, "the connection goes on");
     assert_eq!(client.read(4096, 4096), [9; 4096]);
     server.stop();
-    tool("umount", &[path(&mount)]);
 }
 
 #[test]

@@ -39,6 +39,47 @@ pub fn scratch() -> TempDir {
     make("/dev/shm").or_else(|_| make("/tmp")).expect("a scratch directory can be made")
 }
 
+/// A small file system of its own, in memory. It is unmounted when dropped.
+#[derive(Debug)]
+pub struct Tmpfs {
+    directory: TempDir,
+}
+
+impl Tmpfs {
+    /// Mounts one of so many bytes, as `mount` takes them. Only root can.
+    #[must_use]
+    pub fn mount(size: &str) -> Self {
+        let directory = scratch();
+        let options = format!("size={size}");
+        let path = directory.path();
+        let path = path.to_str().expect("UTF-8");
+        tool("mount", &["-t", "tmpfs", "-o", &options, "none", path]);
+        Self { directory }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Fills it up with a file, whose path this is.
+    #[must_use]
+    pub fn fill(&self) -> PathBuf {
+        let filler = self.path().join("filler");
+        let fill = format!("cat /dev/zero > {} 2>/dev/null; true", filler.display());
+        tool("sh", &["-c", &fill]);
+        filler
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        // Lazily, for it may be dropped before a server that uses it when a test fails.
+        let _ = try_tool("umount", &["--lazy".as_ref(), self.path().as_os_str()]);
+    }
+}
+
 /// A running server. It is killed when dropped.
 #[derive(Debug)]
 pub struct Server {
