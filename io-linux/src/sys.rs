@@ -3,10 +3,14 @@
 //! An [`IoVec`] may point into a mapping of a file. Only the kernel follows such a pointer: a bad
 //! page is then an errno of the call (`EFAULT`), and never a signal.
 
-use std::fs::File;
+use std::ffi::CString;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::ptr;
 
 /// The most pieces one vectored call takes (`IOV_MAX`).
@@ -138,6 +142,29 @@ pub fn punch(file: &File, offset: u64, length: u64) -> io::Result<()> {
     let (offset, length) = (offset as libc::off_t, length as libc::off_t);
     // SAFETY: takes no memory.
     check_int(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, length) }).map(drop)
+}
+
+/// Makes a file that has no name yet, on the file system of `directory`. Not every file system can.
+pub fn nameless_file(directory: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    let options = options.read(true).write(true).mode(0o666).custom_flags(libc::O_TMPFILE);
+    let file = options.open(directory)?;
+    // Its name will be given by way of this.
+    Path::new(&descriptor_path(&file)).metadata()?;
+    Ok(file)
+}
+
+/// Gives a file that has no name one. Fails if something has that name.
+pub fn give_name(file: &File, name: &Path) -> io::Result<()> {
+    let from = CString::new(descriptor_path(file))?;
+    let to = CString::new(name.as_os_str().as_bytes())?;
+    let (here, follow) = (libc::AT_FDCWD, libc::AT_SYMLINK_FOLLOW);
+    // SAFETY: both are strings that end with a zero and live until the call is over.
+    check_int(unsafe { libc::linkat(here, from.as_ptr(), here, to.as_ptr(), follow) }).map(drop)
+}
+
+fn descriptor_path(file: &File) -> String {
+    format!("/proc/self/fd/{}", file.as_raw_fd())
 }
 
 /// Whether a file is in memory, where a sync has nothing to wait for.

@@ -306,7 +306,7 @@ fn diff_says_by_its_exit_code_what_it_found() {
 }
 
 #[test]
-fn an_interrupted_command_leaves_nothing() {
+fn an_interrupted_or_killed_command_leaves_nothing() {
     let world = World::new(1, 1);
     let (image, out) = (world.at("large.img"), world.at("out.glass"));
     // Noise that compresses badly, at a level that takes long.
@@ -314,24 +314,37 @@ fn an_interrupted_command_leaves_nothing() {
     glassine_tests::pattern::fill(&mut bytes, 1, 0);
     fs::write(&image, &bytes).expect("scratch has room");
     let before = count(world.directory.path());
-    let mut command = Command::new(glassine());
-    command.args(["layer", "import", path(&image), "--out", path(&out), "--compress", "zstd:22"]);
-    let mut child = command.stderr(Stdio::piped()).spawn().expect("it can be started");
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while count(world.directory.path()) == before {
-        assert!(Instant::now() < deadline, "it does not begin");
-        std::thread::sleep(Duration::from_millis(1));
+    for signal in [libc::SIGTERM, libc::SIGKILL] {
+        let mut command = Command::new(glassine());
+        command.args(["layer", "import", path(&image), "--out", path(&out)]);
+        command.args(["--compress", "zstd:22"]).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("it can be started");
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !makes_a_file(child.id(), world.directory.path()) {
+            assert!(Instant::now() < deadline, "it does not begin");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // It handles signals before it reads a byte; but it has only just begun.
+        std::thread::sleep(Duration::from_millis(50));
+        let pid = i32::try_from(child.id()).expect("a pid");
+        // SAFETY: takes no memory; the process is our child and not yet waited for.
+        assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+        let status = child.wait().expect("a child can be waited for");
+        let mut said = String::new();
+        let stderr = child.stderr.as_mut().expect("it is a pipe");
+        std::io::Read::read_to_string(stderr, &mut said).expect("it is text");
+        if signal == libc::SIGTERM {
+            assert_eq!(status.code(), Some(1), "{said}");
+            assert!(said.contains("interrupted; nothing was made"), "{said}");
+        }
+        assert_eq!(count(world.directory.path()), before);
     }
-    // It handles signals before it reads a byte; but it has only just begun.
-    std::thread::sleep(Duration::from_millis(50));
-    let pid = i32::try_from(child.id()).expect("a pid");
-    // SAFETY: takes no memory; the process is our child and not yet waited for.
-    assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
-    let status = child.wait().expect("a child can be waited for");
-    let mut said = String::new();
-    let stderr = child.stderr.as_mut().expect("it is a pipe");
-    std::io::Read::read_to_string(stderr, &mut said).expect("it is text");
-    assert_eq!(status.code(), Some(1), "{said}");
-    assert!(said.contains("interrupted; nothing was made"), "{said}");
-    assert_eq!(count(world.directory.path()), before);
+}
+
+/// Whether a process has a file open in a directory that has no name there.
+fn makes_a_file(pid: u32, directory: &Path) -> bool {
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).expect("the process is there");
+    let files = open.filter_map(|file| fs::read_link(file.ok()?.path()).ok());
+    let mut files = files.filter(|file| file.starts_with(directory));
+    files.any(|file| !file.exists())
 }

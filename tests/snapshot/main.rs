@@ -165,6 +165,10 @@ fn a_kill_or_a_cancel_during_an_export_leaves_no_layer() {
         }
         assert!(!child.wait().expect("it ends").success(), "it says that there is no snapshot");
         assert!(!out.exists(), "half a layer must not be there");
+        for entry in fs::read_dir(directory.path()).unwrap() {
+            let name = entry.unwrap().file_name();
+            assert!(!text(Path::new(&name)).starts_with("cut.glass"), "{name:?} was left");
+        }
     }
     drop(server);
     let server = serve();
