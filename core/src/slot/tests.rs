@@ -203,6 +203,7 @@ fn the_last_slots_there_can_be_are_no_whole_group() {
     let split = [before, groups, behind].map(|run| run.map(|run| (run.first.0 % 16, run.count)));
     assert_eq!(split, [Some((11, 5)), Some((0, 16)), Some((0, 15))]);
     assert_eq!(split_groups(run(0, 32), 0), [Some(run(0, 32)), None, None]);
+    assert_eq!(split_groups(run(16, 32), 16), [None, Some(run(16, 32)), None]);
 }
 
 #[test]

@@ -81,6 +81,47 @@ fn a_quiet_device_keeps_little_and_begins_small_again() {
     assert_eq!(punch(&mut overlay), []);
 }
 
+#[test]
+fn what_a_quiet_device_keeps_goes_by_what_it_grows_by() {
+    for step in [4, 8, 16] {
+        let space = SpaceLimits { spare_slots: 64, ..SpaceLimits::growing_by(step) };
+        let space = SpaceLimits { hole_slots: 4, punch_slots_max: 16, ..space };
+        let mut overlay = with_space(1000, space);
+        change(&mut overlay, &written(0..100)).unwrap();
+        change(&mut overlay, &zeroed(0..100, false)).unwrap();
+        overlay.tick();
+        overlay.tick();
+        punch(&mut overlay);
+        assert_eq!(overlay.counts().free, 2 * step);
+    }
+}
+
+#[test]
+fn holes_are_filled_ahead_of_need_though_there_is_a_slot_for_every_block() {
+    let mut overlay = with_holes(100);
+    change(&mut overlay, &written(0..100)).unwrap();
+    assert_eq!(overlay.poll_growth(), None);
+    change(&mut overlay, &zeroed(0..100, false)).unwrap();
+    overlay.reclaim();
+    punch(&mut overlay);
+    assert_eq!((overlay.counts().total, overlay.counts().free), (100, 32));
+    assert_eq!(overlay.poll_growth(), None);
+    change(&mut overlay, &written(0..32)).unwrap();
+    assert!(overlay.poll_growth().is_some_and(|run| run.first.0 < 100));
+}
+
+#[test]
+fn the_more_is_live_the_more_is_kept() {
+    let mut overlay = with_holes(2000);
+    change(&mut overlay, &written(0..1000)).unwrap();
+    change(&mut overlay, &zeroed(804..1000, false)).unwrap();
+    overlay.reclaim();
+    punch(&mut overlay);
+    let kept = 32 + 804 / 8;
+    let free = overlay.counts().free;
+    assert!((kept..kept + 4).contains(&free), "{free} and not {kept}");
+}
+
 /// Found by fuzzing: one gave back what the other asked for, for ever.
 #[test]
 fn what_was_asked_for_ahead_of_need_is_not_given_back() {
@@ -143,6 +184,68 @@ fn what_a_trim_cut_off_is_given_back_though_nothing_else_happens() {
     }
     overlay.audit();
     assert_eq!((overlay.counts().free, overlay.counts().displaced), (32, 0));
+}
+
+/// The first step frees less than is kept: that is no reason to stop.
+#[test]
+fn steps_go_on_though_there_is_nothing_to_give_back_yet() {
+    let step = RECLAIM_SLOTS_PER_STEP;
+    let blocks = 4 * u64::from(step);
+    let growing = SpaceLimits::growing_by(4);
+    let spare_slots = 2 * step;
+    let space = SpaceLimits { hole_slots: 4, punch_slots_max: 16, spare_slots, ..growing };
+    let mut overlay = with_space(blocks, space);
+    change(&mut overlay, &written(0..blocks)).unwrap();
+    change(&mut overlay, &zeroed(0..blocks, false)).unwrap();
+    overlay.tick();
+    while overlay.poll_punch().is_some() {
+        overlay.punched(true);
+    }
+    overlay.audit();
+    assert_eq!((overlay.counts().free, overlay.counts().displaced), (spare_slots, 0));
+}
+
+#[test]
+fn nobody_goes_on_looking_at_what_is_pinned() {
+    let mut overlay = with_holes(1000);
+    change(&mut overlay, &written(0..10)).unwrap();
+    let mut pins = crate::pin::Pins::new(overlay.attach());
+    let at = pins.take(overlay.epoch());
+    change(&mut overlay, &zeroed(0..10, false)).unwrap();
+    overlay.tick();
+    assert_eq!((overlay.poll_punch(), overlay.counts().displaced), (None, 10));
+    pins.release(at);
+    overlay.detach(pins.cell());
+}
+
+#[test]
+fn a_step_that_gives_nothing_back_says_nothing_of_what_can_be() {
+    let mut overlay = with_holes(1000);
+    // Every second slot is free: no group is whole.
+    change(&mut overlay, &written(0..200)).unwrap();
+    for block in (0..200).step_by(2) {
+        change(&mut overlay, &zeroed(block..block + 1, false)).unwrap();
+    }
+    overlay.reclaim();
+    assert_eq!(overlay.poll_punch().map(|run| run.count), Some(0));
+    overlay.punched(false);
+    change(&mut overlay, &zeroed(0..200, false)).unwrap();
+    overlay.reclaim();
+    assert_ne!(punch(&mut overlay), []);
+    change(&mut overlay, &written(0..200)).unwrap();
+    assert_eq!(overlay.counts().holes, 0, "each was one that can be had");
+}
+
+#[test]
+fn what_is_being_set_aside_keeps_its_space() {
+    let mut overlay = emptied();
+    let extent = zeroed(200..260, true);
+    let (mut runs, grant) = reserve(&mut overlay, &extent).unwrap();
+    punch(&mut overlay);
+    let free = overlay.counts().free;
+    assert!((60 + 32..60 + 36).contains(&free), "{free}");
+    assert!(overlay.publish(&extent, &mut runs, grant, [].into_iter()).is_ok());
+    overlay.audit();
 }
 
 #[test]
