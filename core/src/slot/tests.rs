@@ -193,6 +193,53 @@ fn scattered_free_slots_are_given_back_when_they_make_up_a_group() {
     table.audit();
 }
 
+/// A table with groups of four, all of them live.
+fn all_live(count: u32) -> SlotTable {
+    let mut table = SlotTable::new(4);
+    table.grow(count);
+    let live = taken(&mut table, count)[0];
+    table.publish(live);
+    table
+}
+
+/// Slots that become free one after the other.
+fn freed(table: &mut SlotTable, slots: impl IntoIterator<Item = u32>) {
+    for slot in slots {
+        table.displace(SlotId(slot), Epoch(1));
+    }
+    table.reclaim(Epoch(1), Epoch(1), u32::MAX);
+}
+
+#[test]
+fn neighbours_that_become_whole_together_are_given_back_together() {
+    let mut table = all_live(16);
+    freed(&mut table, [0, 1, 2]);
+    assert_eq!(punched(&mut table), []);
+    freed(&mut table, [5, 6, 7]);
+    assert_eq!(punched(&mut table), []);
+    freed(&mut table, [3, 4]);
+    assert_eq!(punched(&mut table), [run(0, 8)]);
+}
+
+#[test]
+fn a_group_that_becomes_whole_joins_no_run_but_its_neighbour() {
+    let mut table = all_live(128);
+    freed(&mut table, [32]);
+    assert_eq!(punched(&mut table), []);
+    freed(&mut table, 33..60);
+    freed(&mut table, 64..96);
+    assert_eq!(punched(&mut table), [run(36, 24), run(32, 4), run(64, 32)]);
+}
+
+#[test]
+fn a_run_over_the_end_of_a_group_is_part_of_both() {
+    let mut table = all_live(16);
+    freed(&mut table, [3, 4, 5]);
+    assert_eq!(punched(&mut table), []);
+    freed(&mut table, [0, 1, 2, 6, 7]);
+    assert_eq!(punched(&mut table), [run(0, 4), run(4, 4)]);
+}
+
 #[test]
 fn the_last_slots_there_can_be_are_no_whole_group() {
     let first = u32::MAX - 20;
@@ -214,7 +261,9 @@ fn no_more_is_given_back_than_may_be_and_in_whole_groups() {
     assert_eq!(table.punch(11), Some(run(0, 8)));
     assert_eq!(punched(&mut table), [run(8, 20)]);
     assert_eq!((table.counts().holes, table.counts().free), (28, 2));
-    assert_eq!(SlotTable::new(0).punch(100), None);
+    let mut never = SlotTable::new(0);
+    never.grow(100);
+    assert_eq!([0, 100].map(|most| never.punch(most)), [None, None]);
 }
 
 #[test]
