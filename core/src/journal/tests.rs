@@ -252,7 +252,7 @@ fn a_record_of_few_slots_carries_them_and_they_are_put_back() {
     let (map, before) = (map_of(&overlay), shown(&overlay, &files.data));
     files.cut_power();
     assert!(shown(&overlay, &files.data) != before);
-    let (again, report) = files.recover().unwrap();
+    let (mut again, report) = files.recover().unwrap();
     assert_eq!((report.generation, report.records, report.restored), (1, 3, 2));
     assert!(map_of(&again) == map && shown(&again, &files.data) == before);
     assert_eq!(before[..5], [1, 2, 2, 4, 2]);
@@ -264,6 +264,11 @@ fn a_record_of_few_slots_carries_them_and_they_are_put_back() {
     segment[last] ^= 1;
     let (_, report) = damaged.recover().unwrap();
     assert_eq!((report.records, report.cut), (2, true));
+    // Whoever has just begun does not know whether the length is durable that he found.
+    let total = again.counts().total;
+    assert!(!flushed(&mut files, &mut again, &written(20..21), 7));
+    assert!(flushed(&mut files, &mut again, &written(21..22), 8));
+    assert_eq!(again.counts().total, total);
 }
 
 #[test]
