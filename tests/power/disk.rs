@@ -24,6 +24,9 @@ const FLAGS: u16 = 1 | 4;
 
 /// A medium keeps or loses these as a whole.
 const SECTOR: usize = 512;
+/// The second sector of ext4's superblock. A mount, and e2fsck before it replays the journal, need both of one
+/// writing: ext4 relies on a medium that never parts them, so that a cut which did would show nothing of a sheet.
+const SUPERBLOCK_TAIL: usize = 3 * SECTOR;
 
 /// A disk, as it is between two requests.
 #[derive(Debug, Clone)]
@@ -52,9 +55,14 @@ impl Disk {
         let mut lost = 0;
         for (offset, bytes) in self.cached {
             let unit = if tears { SECTOR } else { bytes.len() };
+            let mut kept = false;
             for (index, piece) in bytes.chunks(unit).enumerate() {
-                if rng.random_range(0..100) < kept_of_100 {
-                    self.durable[offset + index * unit..][..piece.len()].copy_from_slice(piece);
+                let at = offset + index * unit;
+                if at != SUPERBLOCK_TAIL {
+                    kept = rng.random_range(0..100) < kept_of_100;
+                }
+                if kept {
+                    self.durable[at..][..piece.len()].copy_from_slice(piece);
                 } else {
                     lost += piece.len() / SECTOR;
                 }
@@ -155,4 +163,23 @@ fn be32(bytes: &[u8], at: usize) -> u32 {
 
 fn be64(bytes: &[u8], at: usize) -> u64 {
     u64::from_be_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
+}
+
+#[test]
+fn cuts_part_any_two_sectors_but_those_of_the_superblock() {
+    use rand::SeedableRng;
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let mut parted = [0; 8];
+    for _ in 0..1000 {
+        let mut disk = Disk::new(vec![0; 8 * SECTOR]);
+        disk.cached.push((0, vec![1; 8 * SECTOR]));
+        let (left, _) = disk.cut(&mut rng);
+        for (sector, parted) in parted.iter_mut().enumerate().skip(1) {
+            let at = sector * SECTOR;
+            *parted += i32::from(left[at] != left[at - 1]);
+        }
+    }
+    let tail = SUPERBLOCK_TAIL / SECTOR;
+    assert_eq!(parted[tail], 0, "{parted:?}");
+    assert_eq!(parted[1..].iter().filter(|parted| **parted > 0).count(), 6, "{parted:?}");
 }
