@@ -8,6 +8,7 @@ use glassine_core::Errno;
 use glassine_core::limits::BLOCK_BYTES;
 use glassine_core::slot::Run;
 
+use crate::flush_habit::FlushHabit;
 use crate::mapping::Mapping;
 use crate::sync::{AtomicU64, Ordering};
 use crate::sys::{self, IoVec};
@@ -18,6 +19,7 @@ pub struct DataFile {
     file: File,
     mapping: Mapping,
     bytes: AtomicU64,
+    habit: FlushHabit,
 }
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
@@ -34,7 +36,7 @@ impl DataFile {
         let mapping = Mapping::new(device_bytes + sealed_bytes + SLACK_BYTES, true);
         let bytes = file.metadata()?.len().min(mapping.capacity()) / BLOCK * BLOCK;
         mapping.extend(&file, bytes)?;
-        Ok(Self { file, mapping, bytes: AtomicU64::new(bytes) })
+        Ok(Self { file, mapping, bytes: AtomicU64::new(bytes), habit: FlushHabit::default() })
     }
 
     /// How many slots it has.
@@ -93,9 +95,22 @@ impl DataFile {
         Ok(())
     }
 
-    /// Writes bytes to a place, all of them. For a few blocks: they are copied, without a system call.
+    /// Whether blocks should be written by a system call rather than through the mapping.
+    pub fn goes_by_call(&self, bytes: u64) -> bool {
+        self.habit.goes_by_call(bytes / BLOCK)
+    }
+
+    /// A flush begins, of files whose sync waits for a disk.
+    pub fn flushed(&self) {
+        self.habit.flushed();
+    }
+
+    /// Writes bytes to a place, all of them. For a few blocks: they are copied, as a rule without a system call.
     pub fn write_bytes(&self, bytes: &[u8], offset: u64) -> Result<(), Errno> {
-        let copied = bytes.len() - self.mapping.copy(offset, bytes);
+        let copied = match self.habit.goes_by_call(1) {
+            true => 0,
+            false => bytes.len() - self.mapping.copy(offset, bytes),
+        };
         let rest = &bytes[copied..];
         if rest.is_empty() {
             return Ok(());

@@ -210,6 +210,11 @@ impl Device {
     /// Does what the journal asks for. May block.
     pub fn perform(&self, task: &mut Task) -> Result<(), Errno> {
         let journal = self.journal.as_ref().expect("tasks come from a journal");
+        let ends_barrier =
+            task.lane() == Lane::Barrier && matches!(task.action, Action::Sync { .. });
+        if ends_barrier && !self.is_in_memory {
+            self.data().flushed();
+        }
         journal.perform(task, self.data()).map_err(|error| {
             let export = &self.export.name;
             tracing::error!(

@@ -30,8 +30,8 @@ const RECEIVES_PER_TURN: u32 = 4;
 const TOGETHER_BYTES_MIN: u64 = 16 << 10;
 /// A segment of the template with at least so many bytes is sent without being copied.
 const UNMOVED_BYTES_MIN: u64 = 64 << 10;
-/// What is read around a slot that cannot be received into.
-const FAULT_BYTES: usize = 64 << 10;
+/// What is received at a time that does not go straight into its slots.
+const ASIDE_BYTES: usize = 64 << 10;
 
 /// A client's connection.
 #[derive(Debug)]
@@ -389,6 +389,12 @@ impl Connection {
     fn receive(&mut self, scratch: &mut Scratch) {
         self.receiving = false;
         scratch.iovecs.clear();
+        let first = self.session.receive_plan().direct.next();
+        if let Some((_, length)) = first
+            && self.entered().data().goes_by_call(length.min(ASIDE_BYTES as u64))
+        {
+            return self.receive_aside();
+        }
         let device = self.device.as_ref();
         let plan = self.session.receive_plan();
         let mut direct = false;
@@ -419,25 +425,27 @@ impl Connection {
                     self.readable = false;
                     self.receiving = true;
                 }
-                (_, Some(libc::EFAULT)) if direct => self.receive_around_fault(),
+                (_, Some(libc::EFAULT)) if direct => self.receive_aside(),
                 _ => self.tell(Input::ReceiveFailed),
             },
         }
     }
 
-    /// A slot cannot be received into (its page is bad, or its disk is): the payload is taken out of
-    /// the stream and written the other way, and if that fails too, its request hears of it.
-    fn receive_around_fault(&mut self) {
+    /// Takes payload out of the stream that would go straight into its slot, and writes it by a call: a flush will
+    /// follow soon, or the slot cannot be received into (its page is bad, or its disk is). If that fails, its
+    /// request hears of it.
+    fn receive_aside(&mut self) {
         let mut plan = self.session.receive_plan();
         let Some((offset, length)) = plan.direct.next() else {
-            unreachable!("only a slot can be at fault");
+            unreachable!("there is payload for a slot");
         };
-        let mut bytes = [0; FAULT_BYTES];
-        let room = bytes.len().min(usize::try_from(length).unwrap_or(FAULT_BYTES));
+        let mut bytes = [0; ASIDE_BYTES];
+        let room = bytes.len().min(usize::try_from(length).unwrap_or(ASIDE_BYTES));
         match sys::receive(self.socket.as_fd(), &[IoVec::of_mut(&mut bytes[..room])]) {
             Ok(0) => self.tell(Input::EndOfStream),
             Ok(count) => {
-                let stored = self.entered().data().write_bytes(&bytes[..count], offset);
+                let bytes = &mut [IoVec::of(&bytes[..count])];
+                let stored = self.entered().data().write(bytes, offset);
                 if let Err(error) = stored {
                     let export = &self.entered().export.name;
                     tracing::error!(export, offset, ?error, "cannot write to the sheet");
@@ -445,6 +453,7 @@ impl Connection {
                 }
                 self.tell(Input::Received { bytes: count });
             }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => self.receiving = true,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.readable = false;
                 self.receiving = true;

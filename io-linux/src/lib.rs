@@ -31,6 +31,7 @@ pub mod device;
 #[cfg(test)]
 mod draw;
 pub mod driver;
+mod flush_habit;
 pub mod journal_files;
 pub mod layer;
 #[cfg(not(loom))]

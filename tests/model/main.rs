@@ -6,6 +6,7 @@
 //! ranges under change apart from all others in flight.
 
 use std::ops::Range;
+use std::path::Path;
 use std::thread;
 use std::time::Instant;
 
@@ -154,23 +155,25 @@ impl Worker {
     }
 }
 
-#[test]
-fn ten_million_blocks_read_as_a_model_says() {
-    let number = |name: &str, usual: u64| {
-        std::env::var(name).map_or(usual, |text| text.parse().expect("a number"))
-    };
-    let blocks = number("GLASSINE_MODEL_BLOCKS", 10_000_000);
+fn number(name: &str, usual: u64) -> u64 {
+    std::env::var(name).map_or(usual, |text| text.parse().expect("a number"))
+}
+
+/// So many blocks are changed and looked at by all connections of a new device.
+fn check(blocks: u64, sheet: Option<&Path>) {
     let seed = number("GLASSINE_MODEL_SEED", 1);
-    println!(
-        "GLASSINE_MODEL_SEED={seed} GLASSINE_MODEL_BLOCKS={blocks} cargo test -p glassine-tests --test model"
-    );
+    println!("GLASSINE_MODEL_SEED={seed} cargo test -p glassine-tests --test model");
     let directory = scratch();
     let template = directory.path().join("t.img");
     make_image(&template, TEMPLATE_BYTES, 99);
     let mut content = std::fs::read(&template).expect("just made");
     content.resize(DEVICE_BYTES as usize, 0);
     let size = DEVICE_BYTES.to_string();
-    let server = Server::over(&template, &["--size", &size]);
+    let mut arguments = vec!["--size", &size];
+    if let Some(sheet) = sheet {
+        arguments.extend(["--sheet", sheet.to_str().expect("UTF-8")]);
+    }
+    let server = Server::over(&template, &arguments);
     // Stripes of 3 KB to 3 MB, dealt out in turn.
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut stripes = vec![Vec::new(); CONNECTIONS as usize];
@@ -204,4 +207,17 @@ fn ten_million_blocks_read_as_a_model_says() {
     println!("{done} blocks in {:.1} s", began.elapsed().as_secs_f64());
     assert!(done >= blocks);
     server.stop();
+}
+
+#[test]
+fn ten_million_blocks_read_as_a_model_says() {
+    check(number("GLASSINE_MODEL_BLOCKS", 10_000_000), None);
+}
+
+/// FUA is asked for now and then: bytes reach a sheet on a disk in other ways than one in memory.
+#[test]
+fn so_do_those_of_a_durable_sheet_on_a_disk() {
+    let disk =
+        tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("there is a target directory");
+    check(number("GLASSINE_MODEL_BLOCKS", 10_000_000) / 20, Some(&disk.path().join("sheet")));
 }
