@@ -19,7 +19,7 @@ use crate::limits::BLOCK_BYTES;
 use crate::map::{Entry, Map};
 use crate::pin::Epoch;
 use crate::seal::{SealNumber, Seals};
-use free::{FreeRuns, split_groups};
+use free::{FreeRuns, split_found, split_groups};
 
 /// The number of a slot: its place in the data file is this times 4 KiB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -142,7 +142,7 @@ pub struct SlotTable {
     states: Vec<State>,
     counts: SlotCounts,
     free: FreeRuns,
-    /// Whole groups of slots. Those that are uncertain are last, and are taken first: they may have space.
+    /// Whole groups of slots, or what there is of the file's last one. Those that are uncertain are last, and are taken first: they may have space.
     holes: VecDeque<Hole>,
     /// Changes whenever slots get space.
     growths: u64,
@@ -207,8 +207,12 @@ impl SlotTable {
             let count = free.take_while(|state| **state == State::Free).count() as u32;
             if count > 0 {
                 let run = Run { first: SlotId(end - count), count };
-                let [before, holes, behind] =
-                    split_groups(run, if planted(Bug::HoleForgotten) { 0 } else { group });
+                let group = if planted(Bug::HoleForgotten) { 0 } else { group };
+                let [before, holes, behind] = if planted(Bug::LastHoleForgotten) {
+                    split_groups(run, group)
+                } else {
+                    split_found(run, group, total)
+                };
                 [behind, before].into_iter().flatten().for_each(|run| table.free.put(run));
                 if let Some(run) = holes {
                     table.states[run.range()].fill(State::Hole);

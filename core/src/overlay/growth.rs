@@ -233,7 +233,7 @@ impl Overlay {
             Asked::More(_) => missing,
             Asked::Hole(Hole { run, certain }) => {
                 // Of several groups, some may have space.
-                let certain = certain || run.count == self.group();
+                let certain = certain || run.count <= self.group();
                 self.slots.put_hole(Hole { run, certain });
                 self.group().into()
             }

@@ -24,6 +24,15 @@ pub(super) fn split_groups(run: Run, group: u32) -> [Option<Run>; 3] {
     [between(start, from), between(from, to), between(to, end)]
 }
 
+/// The slots of a free run that may be without space, as a file of `total` slots is found, and those before and behind
+/// them: whole groups, and what is left of a last one, whose other slots the file may have lost since.
+pub(super) fn split_found(run: Run, group: u32, total: u32) -> [Option<Run>; 3] {
+    let end = run.first.0 + run.count;
+    let reach = if end == total { end.checked_next_multiple_of(group).unwrap_or(end) } else { end };
+    split_groups(Run { count: reach - run.first.0, ..run }, group)
+        .map(|part| part.map(|run| Run { count: run.count.min(end - run.first.0), ..run }))
+}
+
 /// The lowest `count` bits; there is at least one.
 fn ones(count: u32) -> u64 {
     u64::MAX >> (u64::BITS - count)

@@ -322,3 +322,38 @@ fn a_slot_is_published_once() {
     table.publish(runs[0]);
     table.publish(runs[0]);
 }
+
+/// What was free may have been punched in whole groups, by a file that was longer than the one that is found.
+#[test]
+fn after_a_restart_a_slot_is_a_hole_if_nothing_in_its_group_is_live() {
+    for group in [0, 1, 2, 4] {
+        for (total, live) in
+            (0..=9).flat_map(|total| (0..1_u32 << total).map(move |live| (total, live)))
+        {
+            let is_live = |slot: u32| live >> slot & 1 == 1;
+            let mut map = Map::new(total.into(), crate::map::Uniform::Zero);
+            for slot in (0..total).filter(|slot| is_live(*slot)) {
+                let block = u64::from(total - 1 - slot);
+                map.publish(block..block + 1, &mut [SlotId(slot)].into_iter(), &mut |_| ());
+            }
+            let table = SlotTable::recovered(total, &map, group).expect("no slot is named twice");
+            table.audit();
+            for slot in 0..total {
+                let first = slot.checked_div(group).map(|number| number * group);
+                let may_be_hole = first.is_some_and(|first| {
+                    (first..total.min(first + group)).all(|slot| !is_live(slot))
+                });
+                let expected = match (is_live(slot), may_be_hole) {
+                    (true, _) => State::Live,
+                    (false, true) => State::Hole,
+                    (false, false) => State::Free,
+                };
+                assert_eq!(
+                    table.state(SlotId(slot)),
+                    expected,
+                    "{slot} of {total}, {live:b}, {group}"
+                );
+            }
+        }
+    }
+}
