@@ -142,7 +142,8 @@ pub struct SlotTable {
     states: Vec<State>,
     counts: SlotCounts,
     free: FreeRuns,
-    /// Whole groups of slots, or what there is of the file's last one. Those that are uncertain are last, and are taken first: they may have space.
+    /// Whole groups of slots, or what there is of the file's last one. Those that are uncertain are last, and are
+    /// taken first: they may have space.
     holes: VecDeque<Hole>,
     /// Changes whenever slots get space.
     growths: u64,

@@ -389,19 +389,17 @@ impl Connection {
     fn receive(&mut self, scratch: &mut Scratch) {
         self.receiving = false;
         scratch.iovecs.clear();
-        let first = self.session.receive_plan().direct.next();
-        if let Some((_, length)) = first
-            && self.entered().data().goes_by_call(length.min(ASIDE_BYTES as u64))
-        {
+        let device = self.device.as_ref();
+        let data = || device.expect("slots belong to a device").data();
+        let plan = self.session.receive_plan();
+        let mut slots = plan.direct.peekable();
+        let first = slots.peek().map(|(_, length)| *length);
+        if first.is_some_and(|length| data().goes_by_call(length.min(ASIDE_BYTES as u64))) {
             return self.receive_aside();
         }
-        let device = self.device.as_ref();
-        let plan = self.session.receive_plan();
-        let mut direct = false;
-        for (offset, length) in plan.direct {
-            direct = true;
-            let data = device.expect("slots belong to a device").data();
-            data.pieces(offset, length, &mut |piece| scratch.iovecs.push(piece));
+        let direct = first.is_some();
+        for (offset, length) in slots {
+            data().pieces(offset, length, &mut |piece| scratch.iovecs.push(piece));
             if scratch.iovecs.len() >= IOVECS_MAX {
                 break;
             }

@@ -3,7 +3,7 @@
 //! A store through the mapping costs a sixth of a `pwrite` on ext4, where its page may be written already. A
 //! sync takes that right from every page it writes out, with an interrupt of every core that uses the mapping,
 //! and the next store there is a page fault. On the virtual machine where this was measured, the sync of 512
-//! scattered blocks takes 50 ms after stores through the mapping, and 10 ms after calls. So whoever flushes
+//! scattered blocks takes 54 ms after stores through the mapping, and 12 ms after calls. So whoever flushes
 //! after a few writes has calls, and whoever seldom flushes has the mapping.
 
 use crate::sync::{AtomicU64, Ordering};
