@@ -111,7 +111,8 @@ fn no_number_of_slow_clients_uses_up_the_memory() {
         client.request(0, READ, 1, 0, 64 << 20);
         client.flush();
     }
-    let deadline = Instant::now() + Duration::from_secs(60);
+    // A sanitizer's own memory is several times the GiB that is filled here.
+    let deadline = Instant::now() + Duration::from_secs(300);
     while !server.log().contains("no memory is left") {
         assert!(Instant::now() < deadline, "nobody is given up: {} KiB", server.memory_kib());
         assert!(server.memory_kib() < 1200 << 10, "the server uses {} KiB", server.memory_kib());
