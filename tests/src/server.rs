@@ -32,6 +32,12 @@ pub fn glassine() -> PathBuf {
     panic!("no glassine binary; run `cargo build --release -p glassine`, or set GLASSINE_BIN");
 }
 
+/// Whether the server is one with a sanitizer (`tests/sanitize`), which is slow and needs memory of its own.
+#[must_use]
+pub fn is_sanitized() -> bool {
+    std::env::var_os("GLASSINE_SANITIZED").is_some()
+}
+
 /// A directory in memory, so that disks do not slow the tests down.
 #[must_use]
 pub fn scratch() -> TempDir {
@@ -172,7 +178,7 @@ impl Server {
     /// is the sanitizer's, and none is counted.
     #[must_use]
     pub fn memory_kib(&self) -> u64 {
-        if std::env::var_os("GLASSINE_SANITIZED").is_some() {
+        if is_sanitized() {
             return 0;
         }
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid()));
