@@ -29,7 +29,7 @@ pub mod frame;
 pub mod recovery;
 pub mod superblock;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use alloc::vec::Vec;
 use core::fmt;

@@ -160,6 +160,13 @@ impl Files {
     }
 }
 
+/// A sheet that nothing was written to, and the size of its device, for tests of others.
+pub(crate) fn blank_sheet() -> (Overlay, u64) {
+    let (overlay, _) = Files::new().recover().expect("it is as it was made");
+    assert!(overlay.has_journal());
+    (overlay, config().size_bytes)
+}
+
 fn written(blocks: Range<u64>) -> Extent {
     Extent { zero: blocks.end..blocks.end, blocks, provision: false }
 }

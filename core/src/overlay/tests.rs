@@ -104,6 +104,27 @@ fn a_trimmed_block_never_shows_the_template_again() {
 }
 
 #[test]
+fn a_walk_visits_the_whole_device_as_it_is() {
+    let mut overlay = overlay(8 * BLOCK, 8 * BLOCK, u64::MAX);
+    change(&mut overlay, &written(1..3)).unwrap();
+    change(&mut overlay, &zeroed(3..6, false)).unwrap();
+    let mut visited = Vec::new();
+    overlay.walk(&mut |blocks, entry| {
+        blocks.clone().for_each(|block| assert_eq!(overlay.entry(block), entry));
+        visited.extend(blocks);
+    });
+    assert_eq!(visited, [0, 1, 2, 3, 4, 5, 6, 7]);
+}
+
+#[test]
+fn without_a_journal_nobody_waits_for_durability() {
+    let mut overlay = overlay(8 * BLOCK, 0, u64::MAX);
+    change(&mut overlay, &written(1..3)).unwrap();
+    assert!(!overlay.has_journal());
+    assert!(matches!(overlay.durable(overlay.visible(), SessionKey(1)), Ok(Some(_))));
+}
+
+#[test]
 fn a_terabyte_is_trimmed_at_once_and_its_slots_come_back_bit_by_bit() {
     let mut overlay = overlay(1 << 40, 1 << 40, u64::MAX);
     for block in (0..1u64 << 28).step_by(1 << 20) {

@@ -21,16 +21,20 @@ struct Tester {
 impl Tester {
     fn new(limits: Limits) -> Self {
         let size_bytes = 1 << 20;
-        let name = alloc::string::String::new();
-        let export = Export { name: name.clone(), description: name, size_bytes, read_only: false };
-        let catalog = Arc::new(Catalog::new(vec![export]));
-        let session = Session::new(SessionKey(1), limits, catalog, Instant::default());
         let overlay = Overlay::new(OverlayConfig {
             size_bytes,
             template_bytes: size_bytes,
             quota_bytes: u64::MAX,
             space: crate::SpaceLimits::growing_by(64),
         });
+        Self::over(limits, overlay, size_bytes)
+    }
+
+    fn over(limits: Limits, overlay: Overlay, size_bytes: u64) -> Self {
+        let name = alloc::string::String::new();
+        let export = Export { name: name.clone(), description: name, size_bytes, read_only: false };
+        let catalog = Arc::new(Catalog::new(vec![export]));
+        let session = Session::new(SessionKey(1), limits, catalog, Instant::default());
         let mut tester = Self { session, overlay, now: Instant::default() };
         assert_eq!(tester.outputs(), [Output::Send, Output::Receive]);
         tester.send_all();
@@ -80,13 +84,21 @@ impl Tester {
     }
 
     fn request_with(&mut self, flags: u16, command: u16, offset: u64, length: u32) {
+        let payload = vec![7; if command == wire::CMD_WRITE { length as usize } else { 0 }];
+        self.request_bytes(flags, command, offset, length, &payload);
+    }
+
+    fn request_bytes(
+        &mut self,
+        flags: u16,
+        command: u16,
+        offset: u64,
+        length: u32,
+        payload: &[u8],
+    ) {
         let magic = wire::REQUEST_MAGIC;
         let header = RequestHeader { magic, flags, command, cookie: COOKIE, offset, length };
-        let mut bytes = header.encode().to_vec();
-        if command == wire::CMD_WRITE {
-            bytes.resize(bytes.len() + length as usize, 7);
-        }
-        self.receive(&bytes);
+        self.receive(&[&header.encode(), payload].concat());
     }
 
     /// What the `Send` under way is to send: bytes and segments.
@@ -377,6 +389,42 @@ fn edges_of_zeroes_over_zeroes_need_nothing_unless_space_is_set_aside() {
         matches!(outputs[..], [Output::Receive, Output::Merge { .. }, Output::Merge { .. }]),
         "{outputs:?}"
     );
+}
+
+#[test]
+fn a_write_of_nothing_but_zeroes_needs_no_slot() {
+    for (differs_at, detect_zeroes) in
+        [(None, true), (None, false), (Some(0), true), (Some(4095), true)]
+    {
+        let mut tester = Tester::new(Limits { detect_zeroes, ..Limits::default() });
+        let mut payload = vec![0; 4096];
+        if let Some(at) = differs_at {
+            payload[at] = 7;
+        }
+        tester.request_bytes(0, wire::CMD_WRITE, 0, 4096, &payload);
+        tester.outputs();
+        let is_zero = differs_at.is_none() && detect_zeroes;
+        assert_eq!(tester.overlay.counts().filling == 0, is_zero, "{differs_at:?} {detect_zeroes}");
+    }
+}
+
+#[test]
+fn a_flush_that_waits_is_forgotten_when_its_client_is_gone() {
+    let (overlay, size_bytes) = crate::journal::tests::blank_sheet();
+    let mut tester = Tester::over(Limits::default(), overlay, size_bytes);
+    tester.write_first_block();
+    tester.request(wire::CMD_FLUSH, 0, 0);
+    assert_eq!(tester.outputs(), [Output::Receive]);
+    tester.handle(Input::SendFailed);
+    assert_eq!(tester.outputs(), [Output::Shutdown]);
+    while let Some(task) = tester.overlay.poll_task() {
+        tester.overlay.finished(task, Ok(()));
+    }
+    assert_eq!(tester.overlay.poll_woken(), Some(SessionKey(1)));
+    tester.handle(Input::Wake);
+    assert_eq!(tester.outputs(), []);
+    tester.handle(Input::ReceiveFailed);
+    assert_eq!(tester.close_reason(), Some(CloseReason::ConnectionLost));
 }
 
 #[test]
