@@ -57,6 +57,9 @@ pub struct SpaceLimits {
     /// eight that are live: more than a barrier frees at once and the data file grows by, which would be needed again.
     /// Where nothing is written, twice [`Self::growth_slots_min`] are enough.
     pub spare_slots: u32,
+    /// So many ticks without a write between them, at least one, and a device is quiet. A load that only rests would
+    /// have to get its space again.
+    pub quiet_ticks: u32,
 }
 
 impl Default for SpaceLimits {
@@ -67,6 +70,7 @@ impl Default for SpaceLimits {
             hole_slots: 16,
             punch_slots_max: 2048,
             spare_slots: 96 << 10,
+            quiet_ticks: 12,
         }
     }
 }
@@ -81,6 +85,7 @@ impl SpaceLimits {
             hole_slots: 0,
             punch_slots_max: 0,
             spare_slots: 0,
+            quiet_ticks: 1,
         }
     }
 }

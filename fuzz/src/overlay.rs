@@ -149,6 +149,7 @@ pub fn overlay(bytes: &[u8]) {
         hole_slots,
         punch_slots_max,
         spare_slots: 8,
+        quiet_ticks: 1,
     };
     let config = OverlayConfig { size_bytes, template_bytes, quota_bytes, space };
     let mut overlay = Overlay::new(config.clone());

@@ -169,5 +169,12 @@ fn draw_space(tape: &mut Tape) -> SpaceLimits {
     let punch_slots_max = hole_slots * *tape.pick(Lane::Space, &[1, 4, 64]);
     let spare_slots = *tape.pick(Lane::Space, &[0, 0, 4, 64]);
     let growth_slots_max = growth_slots_min * *tape.pick(Lane::Space, &[64, 1, 1, 1, 4]);
-    SpaceLimits { growth_slots_min, growth_slots_max, hole_slots, punch_slots_max, spare_slots }
+    SpaceLimits {
+        growth_slots_min,
+        growth_slots_max,
+        hole_slots,
+        punch_slots_max,
+        spare_slots,
+        quiet_ticks: 1,
+    }
 }

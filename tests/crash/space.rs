@@ -16,8 +16,8 @@ const BLOCK: u64 = 4096;
 const MIB: u64 = 1 << 20;
 /// What is written: more than a quiet device keeps.
 const BLOCKS: u64 = 32 * MIB / BLOCK;
-/// A device is quiet after two ticks of 5 seconds.
-const QUIET: Duration = Duration::from_secs(40);
+/// A device is quiet after twelve ticks of 5 seconds.
+const QUIET: Duration = Duration::from_secs(95);
 const FLUSH: u16 = 3;
 const TRIM: u16 = 4;
 const ENOSPC: u32 = 28;

@@ -35,9 +35,9 @@ pub(super) struct Punching {
     more: bool,
     /// Who was woken since the last tick to use what is free, and has not come yet.
     pub(super) woken: Vec<SessionKey>,
-    /// The epoch at the last tick; and if it had been that of the tick before.
+    /// The epoch at the last tick, and how many ticks before had the same.
     seen: Option<Epoch>,
-    quiet: Option<Epoch>,
+    quiet_ticks: u32,
 }
 
 #[derive(Debug, Default, Hash)]
@@ -300,7 +300,8 @@ impl Overlay {
     /// To be called every few seconds: looks at what was displaced, which nobody else does where nothing is written.
     pub(super) fn tidy(&mut self) {
         let seen = self.punching.seen.replace(self.epoch);
-        self.punching.quiet = seen.filter(|seen| *seen == self.epoch);
+        let is_same = seen == Some(self.epoch);
+        self.punching.quiet_ticks = if is_same { self.punching.quiet_ticks.saturating_add(1) } else { 0 };
         self.punching.woken.clear();
         if self.is_quiet() {
             // Whoever begins to write again begins with little.
@@ -309,9 +310,9 @@ impl Overlay {
         self.punching.more = self.reclaim();
     }
 
-    /// Whether nothing was published between the last two ticks, nor since.
+    /// Whether nothing was published between as many ticks as that takes, nor since.
     fn is_quiet(&self) -> bool {
-        self.punching.quiet == Some(self.epoch)
+        self.punching.quiet_ticks >= self.config.space.quiet_ticks && self.punching.seen == Some(self.epoch)
     }
 
     /// How many free slots nobody needs: little is kept where nothing is written.

@@ -2,11 +2,14 @@
 
 use super::*;
 
-/// A device that gives space back in groups of four slots, and keeps 32.
-fn with_holes(blocks: u64) -> Overlay {
+/// Space is given back in groups of four slots, and 32 are kept.
+fn holes_of_four() -> SpaceLimits {
     let growing = SpaceLimits::growing_by(4);
-    let space = SpaceLimits { hole_slots: 4, punch_slots_max: 16, spare_slots: 32, ..growing };
-    with_space(blocks, space)
+    SpaceLimits { hole_slots: 4, punch_slots_max: 16, spare_slots: 32, ..growing }
+}
+
+fn with_holes(blocks: u64) -> Overlay {
+    with_space(blocks, holes_of_four())
 }
 
 fn with_space(blocks: u64, space: SpaceLimits) -> Overlay {
@@ -79,6 +82,30 @@ fn a_quiet_device_keeps_little_and_begins_small_again() {
     change(&mut overlay, &written(0..1)).unwrap();
     overlay.tick();
     assert_eq!(punch(&mut overlay), []);
+}
+
+#[test]
+fn a_device_that_only_rests_keeps_its_space() {
+    let space = SpaceLimits { quiet_ticks: 3, ..holes_of_four() };
+    let mut overlay = with_space(1000, space);
+    change(&mut overlay, &written(0..100)).unwrap();
+    change(&mut overlay, &zeroed(0..100, false)).unwrap();
+    let rest = |overlay: &mut Overlay, ticks: u32| {
+        for _ in 0..ticks {
+            overlay.tick();
+            punch(overlay);
+            assert_eq!(overlay.counts().free, 32);
+        }
+    };
+    rest(&mut overlay, 3);
+    // A write in between, and all begins anew.
+    change(&mut overlay, &written(0..1)).unwrap();
+    change(&mut overlay, &zeroed(0..1, false)).unwrap();
+    overlay.reclaim();
+    rest(&mut overlay, 3);
+    overlay.tick();
+    punch(&mut overlay);
+    assert_eq!(overlay.counts().free, 8);
 }
 
 #[test]
