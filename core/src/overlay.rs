@@ -94,8 +94,18 @@ pub struct Grant {
     charge: u64,
     /// Blocks that had space set aside, which its slots have used up.
     used: u64,
+    /// Names these blocks among [`Overlay::claims`].
+    claim: u64,
     /// Blocks for which it is about to set space aside.
     setting: u64,
+}
+
+/// Blocks whose space was set aside, and is used by the slots of a write under way. If it is given up, they are set
+/// aside again, and no others: writes may overlap.
+#[derive(Debug, Hash)]
+struct Claim {
+    name: u64,
+    blocks: Range<u64>,
 }
 
 /// The outcome of asking for slots.
@@ -143,6 +153,9 @@ pub struct Overlay {
     /// The sum of all grants that were not yet given back.
     charged: u64,
     setting: u64,
+    claims: Vec<Claim>,
+    /// The name of the last one.
+    claimed: u64,
     epoch: Epoch,
     dropped: VecDeque<DroppedAt>,
     cells: Vec<PinCell>,
@@ -176,6 +189,8 @@ impl Overlay {
             slots: SlotTable::new(config.space.hole_slots),
             charged: 0,
             setting: 0,
+            claims: Vec::new(),
+            claimed: 0,
             epoch: Epoch::FIRST,
             dropped: VecDeque::new(),
             cells: Vec::new(),
@@ -394,7 +409,7 @@ impl Overlay {
         let in_slots = self.tally_of_slots(extent);
         // Blocks with space set aside use that up: their slots come out of it.
         let mut grant =
-            Grant { charge: count - in_slots.slots, used: in_slots.reserved, setting: 0 };
+            Grant { charge: count - in_slots.slots, used: in_slots.reserved, claim: 0, setting: 0 };
         if extent.provision {
             let in_zero = self.map.tally_in(extent.zero.clone());
             let zero = extent.zero.end - extent.zero.start;
@@ -417,7 +432,7 @@ impl Overlay {
         }
         if grant.used > 0 && !planted(Bug::SpaceUsedTwice) {
             mark(Mark::ProvisionUsed);
-            self.mark_zero(extent, Entry::ZeroProvisioned, Uniform::ZeroClaimed, u64::MAX);
+            grant.claim = self.claim(extent);
         }
         self.slots.take(count, runs);
         self.charged += grant.charge;
@@ -427,31 +442,53 @@ impl Overlay {
     }
 
     /// Gives back slots that no map ever named, and what was set aside.
-    pub fn release(&mut self, extent: &Extent, runs: &mut Vec<Run>, grant: Grant) {
+    pub fn release(&mut self, runs: &mut Vec<Run>, grant: Grant) {
         for run in runs.drain(..) {
             self.slots.release(run);
         }
         if !planted(Bug::QuotaLeak) {
             self.give_back(grant);
         }
-        if grant.used > 0 && !planted(Bug::SpaceUsedTwice) {
+        if grant.claim > 0 {
             mark(Mark::ProvisionRestored);
-            // The slots that came out of what was set aside are free again: set it aside again.
-            self.mark_zero(extent, Entry::ZeroClaimed, Uniform::ZeroProvisioned, grant.used);
+            self.end_claim(grant, |map, block| {
+                if map.entry(block) == Entry::ZeroClaimed {
+                    set_zero(map, block, Uniform::ZeroProvisioned);
+                }
+            });
         }
     }
 
-    /// Turns blocks of an extent that get slots from one kind of zero into the other, `most` of them.
-    fn mark_zero(&mut self, extent: &Extent, from: Entry, to: Uniform, mut most: u64) {
-        for part in extent.parts() {
-            for block in part {
-                if most > 0 && self.map.entry(block) == from {
-                    let nothing = &mut |_| unreachable!("zero has no slots");
-                    self.map.fill(block..block + 1, to, nothing, &mut Dropped::new());
-                    most -= 1;
-                }
+    /// The slots of a write take the place of what was set aside for its blocks. Answers a name for these.
+    fn claim(&mut self, extent: &Extent) -> u64 {
+        self.claimed += 1;
+        let name = self.claimed;
+        for block in extent.parts().into_iter().flatten() {
+            if self.map.entry(block) != Entry::ZeroProvisioned {
+                continue;
+            }
+            set_zero(&mut self.map, block, Uniform::ZeroClaimed);
+            match self.claims.last_mut() {
+                Some(last) if last.name == name && last.blocks.end == block => last.blocks.end += 1,
+                _ => self.claims.push(Claim { name, blocks: block..block + 1 }),
             }
         }
+        name
+    }
+
+    /// A write is over that may have claimed blocks: visits them.
+    fn end_claim(&mut self, grant: Grant, mut visit: impl FnMut(&mut Map, u64)) {
+        if grant.claim == 0 {
+            return;
+        }
+        let map = &mut self.map;
+        self.claims.retain(|claim| {
+            let is_over = claim.name == grant.claim;
+            if is_over || planted(Bug::ClaimsOfOthers) {
+                claim.blocks.clone().for_each(|block| visit(map, block));
+            }
+            !is_over
+        });
     }
 
     /// Makes a request visible as a whole: the blocks of `extent` are the slots of `runs` in order,
@@ -494,6 +531,7 @@ impl Overlay {
             return Err(Conflict::NoSpace);
         }
         self.give_back(grant);
+        self.end_claim(grant, |_, _| {});
         if planted(Bug::SealMissesAnswered) {
             self.before = Some(self.map.clone());
         }
@@ -611,10 +649,13 @@ impl Overlay {
         let counts = self.slots.counts();
         assert_eq!(u64::from(counts.live), self.map.tally().slots, "live slots are those mapped");
         assert!(dropped || self.growth.demand == 0 || !self.waiting.is_empty());
-        self.map.walk(0..self.map.blocks(), &mut |_, entry| {
+        self.map.walk(0..self.map.blocks(), &mut |blocks, entry| {
             if let Entry::Slot(slot) = entry {
                 assert!(self.slots.is_live(slot), "the map names live slots only");
             }
+            let is_claimed = |block| self.claims.iter().any(|claim| claim.blocks.contains(&block));
+            let is_over = entry == Entry::ZeroClaimed && !blocks.clone().all(is_claimed);
+            assert!(!is_over, "what nobody claims any more is set aside: {blocks:?}");
         });
         // An overcommitted reservation would break the promise that a later write finds a slot.
         let there = [counts.free, counts.displaced, counts.filling, self.perhaps_free()];
@@ -638,4 +679,10 @@ impl Overlay {
         mark(Mark::QuotaRefused);
         Err(Errno::NoSpace)
     }
+}
+
+/// Turns a block that is zero into another kind of zero.
+fn set_zero(map: &mut Map, block: u64, to: Uniform) {
+    let nothing = &mut |_| unreachable!("zero has no slots");
+    map.fill(block..block + 1, to, nothing, &mut Dropped::new());
 }

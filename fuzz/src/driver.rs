@@ -573,7 +573,7 @@ impl Driver {
             self.client.step();
             match self.overlay.publish(&extent, &mut runs, grant, [].into_iter()) {
                 Ok(_) => self.client.model.answered(version, self.client.now()),
-                Err(_) => self.overlay.release(&extent, &mut runs, grant),
+                Err(_) => self.overlay.release(&mut runs, grant),
             }
             self.client.step();
         }

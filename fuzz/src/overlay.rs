@@ -429,15 +429,12 @@ impl Device {
     }
 
     fn release(&mut self, mut writer: Writer) {
-        self.overlay.release(&writer.extent, &mut writer.runs, writer.grant);
+        self.overlay.release(&mut writer.runs, writer.grant);
         assert!(writer.runs.is_empty());
         // As much space is set aside again as was, where nobody changed the block since.
-        let slot_blocks = Self::slot_blocks(&writer.extent);
-        let mut left = writer.used.len();
-        for block in slot_blocks {
-            if left > 0 && self.shows(block) == Shows::Claimed {
+        for block in writer.used {
+            if self.shows(block) == Shows::Claimed {
                 self.show(block, Shows::SetAside);
-                left -= 1;
             }
         }
         self.compare(writer.extent.blocks);

@@ -270,7 +270,7 @@ impl Device {
             self.history.push(shown);
         } else {
             // The journal has no room before a task is done: it happens then, on another path.
-            self.overlay.release(&extent, &mut runs, grant);
+            self.overlay.release(&mut runs, grant);
         }
         went
     }

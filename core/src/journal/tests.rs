@@ -10,7 +10,7 @@ use super::recovery::{Damage, Recovered, Recovery, Refusal, Step, blank};
 use super::superblock::{Identity, SuperblockError};
 use super::{Action, JournalFile, Lane, Task};
 use crate::map::Entry;
-use crate::overlay::{Extent, Reserve, SessionKey};
+use crate::overlay::{Conflict, Extent, Reserve, SessionKey};
 use crate::{Errno, JournalLimits, Overlay, OverlayConfig, SpaceLimits};
 
 const KEY: SessionKey = SessionKey(1);
@@ -208,6 +208,45 @@ fn what_was_flushed_is_there_again_and_what_was_not_is_not() {
     assert_eq!((report.records, report.edits, report.cut), (1, 6, false));
     again.audit();
     assert_eq!(again.counts().live, 11);
+}
+
+#[test]
+fn a_barrier_begins_by_itself_when_many_slots_wait_for_one() {
+    // Overwritten, trimmed in a leaf of the map, and trimmed as a whole leaf. The bound is 200 and an eighth of what is live.
+    let changes = [
+        (written(0..264), false),
+        (written(0..265), true),
+        (zeroed(0..234, false), false),
+        (zeroed(0..236, false), true),
+        (zeroed(0..512, false), true),
+    ];
+    for (change, begins) in changes {
+        let mut files = Files::new();
+        let (mut overlay, _) = files.recover().unwrap();
+        files.change(&mut overlay, &written(0..512));
+        overlay.flush();
+        files.work(&mut overlay);
+        files.change(&mut overlay, &change);
+        assert_eq!(overlay.poll_task().is_some(), begins, "{change:?}");
+    }
+}
+
+#[test]
+fn no_publish_is_taken_in_that_may_not_fit_the_queue() {
+    let mut files = Files::new();
+    let (mut overlay, _) = files.recover().unwrap();
+    let mut trims = (0..BLOCKS).step_by(2).map(|block| zeroed(block..block + 1, false));
+    let taken_in = trims.position(|extent| {
+        let mut runs = Vec::new();
+        let Reserve::Granted(grant) = overlay.reserve(&extent, KEY, &mut runs).unwrap() else {
+            panic!("a trim needs no slots");
+        };
+        let outcome = overlay.publish(&extent, &mut runs, grant, [].into_iter());
+        assert!(matches!(outcome, Ok(_) | Err(Conflict::Backlog)));
+        outcome.is_err()
+    });
+    // Each is one edit, but might be two.
+    assert_eq!(taken_in, Some(499));
 }
 
 #[test]

@@ -75,6 +75,28 @@ impl Both {
 }
 
 #[test]
+fn a_run_goes_on_from_any_block_as_far_as_its_node_is_alike() {
+    // Slots, and zeroes in the middle of a node; a whole node of zeroes; and one that ends with the device.
+    let mut both = Both::new(1400);
+    both.publish(3..9);
+    both.publish(7..20);
+    both.fill(100..200, Uniform::Zero);
+    both.fill(512..1024, Uniform::Zero);
+    for block in 0..1400 {
+        let (run, entry) = both.map.run_at(block);
+        let goes_on = |other: u64| match entry {
+            Entry::Slot(first) => Entry::Slot(SlotId(first.0 + (other - block) as u32)),
+            same => same,
+        };
+        let end_of_node = (block - block % 512 + 512).min(1400);
+        let end = (block..end_of_node)
+            .find(|other| both.flat[*other as usize] != goes_on(*other))
+            .unwrap_or(end_of_node);
+        assert_eq!(run, block..end);
+    }
+}
+
+#[test]
 fn every_slot_number_fits_an_entry_and_no_more_would() {
     let last = Entry::Slot(SlotId(SLOTS_MAX));
     assert_eq!(Packed::pack(last).0, u32::MAX);

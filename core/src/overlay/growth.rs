@@ -301,7 +301,8 @@ impl Overlay {
     pub(super) fn tidy(&mut self) {
         let seen = self.punching.seen.replace(self.epoch);
         let is_same = seen == Some(self.epoch);
-        self.punching.quiet_ticks = if is_same { self.punching.quiet_ticks.saturating_add(1) } else { 0 };
+        self.punching.quiet_ticks =
+            if is_same { self.punching.quiet_ticks.saturating_add(1) } else { 0 };
         self.punching.woken.clear();
         if self.is_quiet() {
             // Whoever begins to write again begins with little.
@@ -312,7 +313,8 @@ impl Overlay {
 
     /// Whether nothing was published between as many ticks as that takes, nor since.
     fn is_quiet(&self) -> bool {
-        self.punching.quiet_ticks >= self.config.space.quiet_ticks && self.punching.seen == Some(self.epoch)
+        self.punching.quiet_ticks >= self.config.space.quiet_ticks
+            && self.punching.seen == Some(self.epoch)
     }
 
     /// How many free slots nobody needs: little is kept where nothing is written.

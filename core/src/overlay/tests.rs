@@ -211,7 +211,7 @@ fn no_more_space_is_set_aside_than_there_is() {
     assert_eq!(overlay.counts().free, 0);
     let outcome = overlay.publish(&zeroes(true), &mut runs, grant, [].into_iter());
     assert_eq!(outcome, Err(Conflict::Short));
-    overlay.release(&zeroes(true), &mut runs, grant);
+    overlay.release(&mut runs, grant);
     overlay.audit();
     assert_eq!((overlay.charged(), overlay.tally().reserved), (0, 0));
 }
@@ -242,7 +242,7 @@ fn a_quota_counts_what_is_written_set_aside_or_under_way() {
     assert_eq!(reserve(&mut overlay, &zeroed(20..21, true)).unwrap_err(), Errno::NoSpace);
     // Overwriting, and writing where space is set aside, needs no more of it.
     change(&mut overlay, &written(0..7)).unwrap();
-    overlay.release(&written(10..13), &mut runs, grant);
+    overlay.release(&mut runs, grant);
     change(&mut overlay, &written(20..23)).unwrap();
     change(&mut overlay, &zeroed(0..7, false)).unwrap();
     change(&mut overlay, &written(30..37)).unwrap();
@@ -296,7 +296,7 @@ fn a_quota_that_is_lowered_keeps_what_writes_under_way_were_granted() {
     overlay.set_quota(0);
     overlay.audit();
     assert!(overlay.publish(&one, &mut runs, grant, [].into_iter()).is_ok());
-    overlay.release(&other, &mut given_up, its_grant);
+    overlay.release(&mut given_up, its_grant);
     overlay.audit();
     assert_eq!(overlay.tally().slots, 4);
     assert_eq!(change(&mut overlay, &written(4..5)), Err(Errno::NoSpace));
@@ -334,8 +334,21 @@ fn a_write_that_is_given_up_sets_aside_only_what_it_had_used() {
     let mut overlay = overlay(1 << 20, 0, u64::MAX);
     change(&mut overlay, &zeroed(0..2, true)).unwrap();
     let (mut runs, grant) = reserve(&mut overlay, &written(0..3)).unwrap();
-    overlay.release(&written(0..3), &mut runs, grant);
+    overlay.release(&mut runs, grant);
     assert_eq!(overlay.tally().reserved, 2);
+}
+
+#[test]
+fn who_gives_up_sets_aside_what_it_had_used_and_nothing_that_others_had() {
+    let mut overlay = overlay(1 << 20, 0, u64::MAX);
+    change(&mut overlay, &zeroed(0..4, true)).unwrap();
+    let (mut first, first_grant) = reserve(&mut overlay, &written(0..2)).unwrap();
+    let (mut second, second_grant) = reserve(&mut overlay, &written(0..4)).unwrap();
+    overlay.release(&mut second, second_grant);
+    assert_eq!(overlay.tally().reserved, 2);
+    overlay.release(&mut first, first_grant);
+    assert_eq!(overlay.tally().reserved, 4);
+    overlay.audit();
 }
 
 #[test]
@@ -364,7 +377,7 @@ fn what_a_trim_gave_back_may_be_gone_when_a_write_is_published() {
         let published = overlay.publish(&written(0..3), &mut runs, grant, [].into_iter());
         assert_eq!(published.map(drop), outcome);
         if outcome.is_err() {
-            overlay.release(&written(0..3), &mut runs, grant);
+            overlay.release(&mut runs, grant);
         }
         overlay.audit();
         assert_eq!(overlay.charged(), 0);
@@ -388,7 +401,7 @@ fn zeroes_that_set_space_aside_take_what_a_trim_gave_back_if_it_is_still_there()
         let published = overlay.publish(&extent, &mut runs, grant, [].into_iter());
         assert_eq!(published.map(drop), outcome);
         if outcome.is_err() {
-            overlay.release(&extent, &mut runs, grant);
+            overlay.release(&mut runs, grant);
         }
         overlay.audit();
     }
@@ -407,7 +420,7 @@ fn space_that_somebody_is_about_to_set_aside_is_left_alone() {
     assert_eq!((overlay.counts().total, overlay.counts().free), (256, 1));
     let outcome = overlay.publish(&first, &mut runs, grant, [].into_iter());
     assert_eq!(outcome, Err(Conflict::Short));
-    overlay.release(&first, &mut runs, grant);
+    overlay.release(&mut runs, grant);
     assert_eq!(overlay.publish(&second, &mut none, setting, [].into_iter()).map(drop), Ok(()));
     overlay.audit();
 }
@@ -530,7 +543,7 @@ fn who_finds_room_after_a_growth_failed_may_wait_for_the_next() {
         overlay.grown(false);
     }
     assert_eq!(overlay.take_waiting(), [KEY, third]);
-    overlay.release(&written(0..256), &mut others, grant);
+    overlay.release(&mut others, grant);
     assert!(matches!(overlay.reserve(&extent, KEY, &mut runs), Ok(Reserve::Granted(_))));
     let next = written(500..700);
     assert_eq!(overlay.reserve(&next, KEY, &mut Vec::new()), Ok(Reserve::Wait));
@@ -543,7 +556,7 @@ fn what_is_set_aside_survives_a_write_that_is_given_up() {
     let mut overlay = overlay(1 << 20, 0, u64::MAX);
     change(&mut overlay, &zeroed(0..4, true)).unwrap();
     let (mut runs, grant) = reserve(&mut overlay, &written(1..3)).unwrap();
-    overlay.release(&written(1..3), &mut runs, grant);
+    overlay.release(&mut runs, grant);
     overlay.audit();
     assert_eq!(overlay.tally(), Tally { slots: 0, reserved: 4 });
 }
@@ -556,7 +569,7 @@ fn what_a_trim_took_is_not_set_aside_again_by_a_write_that_is_given_up() {
     assert_eq!(overlay.tally(), Tally::default());
     assert_eq!(overlay.entry(1), Entry::ZeroClaimed);
     change(&mut overlay, &zeroed(1..2, false)).unwrap();
-    overlay.release(&written(0..4), &mut runs, grant);
+    overlay.release(&mut runs, grant);
     overlay.audit();
     assert_eq!(overlay.tally(), Tally { slots: 0, reserved: 3 });
     assert_eq!(overlay.entry(1), Entry::Zero);
@@ -570,7 +583,7 @@ fn who_waits_is_woken_when_slots_become_free_before_the_data_file_grows() {
     let all_taken = overlay.counts().free == 0;
     assert!(all_taken);
     assert_eq!(overlay.reserve(&written(0..9), OTHER, &mut Vec::new()), Ok(Reserve::Wait));
-    overlay.release(&all, &mut runs, grant);
+    overlay.release(&mut runs, grant);
     assert_eq!(growth(&mut overlay), None);
     assert_eq!(overlay.take_waiting(), [OTHER]);
 }

@@ -109,7 +109,7 @@ impl Session {
     pub(super) fn give_back(&mut self, index: u16, overlay: &mut Overlay) {
         let request = self.table.get_mut(index);
         let grant = request.grant.take().expect("something to give back");
-        overlay.release(&request.extent, &mut request.runs, grant);
+        overlay.release(&mut request.runs, grant);
         self.table.remove(index);
     }
 
@@ -121,7 +121,7 @@ impl Session {
                 && request.outstanding > 0
                 && let Some(grant) = request.grant.take()
             {
-                overlay.release(&request.extent, &mut request.runs, grant);
+                overlay.release(&mut request.runs, grant);
             }
         }
     }

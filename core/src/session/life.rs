@@ -138,7 +138,7 @@ impl Session {
         let grant = request.grant.expect("only what was admitted is published");
         let mut runs = core::mem::take(&mut request.runs);
         let outcome = if request.error.is_some() && !planted(Bug::HalfCopyKept) {
-            overlay.release(&request.extent, &mut runs, grant);
+            overlay.release(&mut runs, grant);
             Ok(None)
         } else {
             overlay.publish(&request.extent, &mut runs, grant, request.predecessors()).map(Some)
@@ -147,7 +147,7 @@ impl Session {
         let visible = match outcome {
             Ok(visible) => visible,
             Err(Conflict::Short) => {
-                overlay.release(&request.extent, &mut request.runs, grant);
+                overlay.release(&mut request.runs, grant);
                 request.grant = None;
                 if !planted(Bug::ShortKeepsPins) {
                     // It may be refused when it asks again.
@@ -161,7 +161,7 @@ impl Session {
                 self.backlogged = true;
                 if request.edges_dropped && !planted(Bug::EdgesForgotten) {
                     // They may be zero no more when the journal has room again.
-                    overlay.release(&request.extent, &mut request.runs, grant);
+                    overlay.release(&mut request.runs, grant);
                     request.grant = None;
                     let Phase::Transmission { size_bytes, .. } = self.phase else { unreachable!() };
                     request.cover_zeroes(size_bytes, false);
@@ -174,7 +174,7 @@ impl Session {
             Err(conflict @ (Conflict::NoSpace | Conflict::Failed)) => {
                 let is_full = conflict == Conflict::NoSpace;
                 request.error = Some(if is_full { Errno::NoSpace } else { Errno::Io });
-                overlay.release(&request.extent, &mut request.runs, grant);
+                overlay.release(&mut request.runs, grant);
                 None
             }
             Err(Conflict::Replaced(_)) => {

@@ -486,6 +486,30 @@ fn only_a_payload_that_is_long_or_does_not_fit_goes_straight_into_its_slots() {
 }
 
 #[test]
+fn behind_a_large_payload_is_room_for_the_next_header_and_no_more() {
+    let limits = Limits { direct_bytes_min: 8192, ..Limits::default() };
+    let mut tester = Tester::new(limits);
+    let staging = tester.session.receive_plan().staging.len();
+    let magic = wire::REQUEST_MAGIC;
+    let command = wire::CMD_WRITE;
+    let header =
+        RequestHeader { magic, flags: 0, command, cookie: COOKIE, offset: 0, length: 32_768 };
+    tester.receive(&header.encode());
+    tester.outputs();
+    let mut to_come = 32_768;
+    for (left, room) in [(32_768, 28), (8193, 28), (8192, staging), (1, staging)] {
+        if left < to_come {
+            tester.handle(Input::Received { bytes: (to_come - left) as usize });
+            tester.outputs();
+        }
+        to_come = left;
+        let plan = tester.session.receive_plan();
+        assert_eq!(plan.staging.len(), room, "{left} bytes are to come");
+        assert_eq!(plan.direct.map(|(_, length)| length).sum::<u64>(), left);
+    }
+}
+
+#[test]
 fn only_cache_announces_what_will_be_read() {
     let mut tester = Tester::new(Limits::default());
     tester.request(wire::CMD_CACHE, 100, 200);

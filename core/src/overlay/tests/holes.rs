@@ -184,7 +184,7 @@ fn what_somebody_was_woken_for_is_not_given_back() {
     let Ok(Reserve::Granted(grant)) = overlay.reserve(&next, KEY, &mut runs) else {
         panic!("it is still there");
     };
-    overlay.release(&next, &mut runs, grant);
+    overlay.release(&mut runs, grant);
     assert!(overlay.poll_punch().is_some());
     overlay.punched(true);
     // Whoever does not come has no claim on it for ever.
