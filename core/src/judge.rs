@@ -111,7 +111,7 @@ named! {
         HoleUsed = "hole-used": "slots whose space was given back are free at once",
         HoleForgotten = "hole-forgotten": "after a restart, slots that may have no space are free",
         LastHoleForgotten = "last-hole-forgotten": "after a restart, slots of a group that is cut by the end of the file are free",
-        ClaimsOfOthers = "claims-of-others": "a write that is given up sets aside what others claimed, too",
+        ClaimsMixedUp = "claims-mixed-up": "a write that is given up sets aside the first blocks that anybody claimed",
         SetAsidePunched = "set-aside-punched": "space that is set aside is given back",
         CarriedBeyondLength = "carried-beyond-length": "a record carries blocks of slots that the data file may not have after a power cut",
         CarriedUnchecked = "carried-unchecked": "the checksum of the blocks that a record carries is not looked at",

@@ -481,11 +481,18 @@ impl Overlay {
         if grant.claim == 0 {
             return;
         }
+        let mixed_up = if planted(Bug::ClaimsMixedUp) {
+            self.claims.iter().map(|claim| claim.blocks.start).min()
+        } else {
+            None
+        };
         let map = &mut self.map;
         self.claims.retain(|claim| {
             let is_over = claim.name == grant.claim;
-            if is_over || planted(Bug::ClaimsOfOthers) {
-                claim.blocks.clone().for_each(|block| visit(map, block));
+            if is_over {
+                let start = mixed_up.unwrap_or(claim.blocks.start);
+                let count = claim.blocks.end - claim.blocks.start;
+                (start..start + count).for_each(|block| visit(map, block));
             }
             !is_over
         });

@@ -224,7 +224,7 @@ fn planted_mistakes_of_recovery_are_found_in_random_operations() {
 #[test]
 fn planted_mistakes_of_overlays_are_found_in_random_operations() {
     let bugs = [
-        Bug::ClaimsOfOthers,
+        Bug::ClaimsMixedUp,
         Bug::SealMissesAnswered,
         Bug::SealedSlotFreed,
         Bug::DroppedSealFreed,

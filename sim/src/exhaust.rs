@@ -92,6 +92,8 @@ words! {
         Slots = "slots",
         /// Zero.
         Zero = "zero",
+        /// Zero, with space set aside.
+        SetAside = "set-aside",
     }
 }
 
@@ -123,6 +125,7 @@ impl Before {
             Self::Template => &[],
             Self::Slots => &[Ask::WriteBoth],
             Self::Zero => &[Ask::TrimBoth],
+            Self::SetAside => &[Ask::ZeroBoth],
         }
     }
 }
@@ -230,7 +233,8 @@ pub enum Scope {
 const FEW: [Ask; 5] = [Ask::Read, Ask::WriteBoth, Ask::WritePart, Ask::TrimFirst, Ask::ZeroPart];
 
 /// All small worlds of a scope. Which connection is which makes no difference, nor does the way of a
-/// payload where there is none; and a connection that breaks is the same over whatever there was.
+/// payload where there is none; and a connection that breaks is the same over whatever there was, but for space that
+/// its writes had claimed.
 #[must_use]
 pub fn worlds(scope: Scope) -> Vec<SmallWorld> {
     let mut worlds = Vec::new();
@@ -243,7 +247,8 @@ pub fn worlds(scope: Scope) -> Vec<SmallWorld> {
                             [one, other].iter().any(|ask| ask.request().0 == wire::CMD_WRITE);
                         let kinds = [(false, false), (false, true), (true, false), (true, true)];
                         for (direct, resets) in kinds {
-                            if direct && !writes || resets && before != Before::Slots {
+                            let breaks = matches!(before, Before::Slots | Before::SetAside);
+                            if direct && !writes || resets && !breaks {
                                 continue;
                             }
                             let asks = [vec![*one], vec![*other]];

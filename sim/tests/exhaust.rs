@@ -22,6 +22,7 @@ fn every_interleaving_holds() {
         small("slots staged resets write-part zero-part"),
         small("template staged steady write-part read-middle"),
         small("zero staged steady zero-both write-part"),
+        small("set-aside staged resets write-part write-both"),
     ]);
     match exhaust::explore_all(&worlds, None, |_, _| {}) {
         Ok(all) => {
@@ -45,6 +46,7 @@ fn races_are_found_for_certain() {
         ("template staged steady read,read flush", Bug::ReadinessRace),
         ("template staged steady write-part trim-first", Bug::WrongPredecessor),
         ("slots direct resets write-middle write-middle", Bug::MergeAfterAbort),
+        ("set-aside staged resets write-part write-both", Bug::ClaimsMixedUp),
     ] {
         let found = exhaust::explore_all(&[small(world)], Some(bug), |_, _| {});
         assert!(found.is_err(), "{} is not found in {world}", bug.id());
