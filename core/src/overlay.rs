@@ -451,7 +451,7 @@ impl Overlay {
         }
         if grant.claim > 0 {
             mark(Mark::ProvisionRestored);
-            self.end_claim(grant, |map, block| {
+            self.end_claim(grant.claim, |map, block| {
                 if map.entry(block) == Entry::ZeroClaimed {
                     set_zero(map, block, Uniform::ZeroProvisioned);
                 }
@@ -460,6 +460,8 @@ impl Overlay {
     }
 
     /// The slots of a write take the place of what was set aside for its blocks. Answers a name for these.
+    #[cold]
+    #[inline(never)]
     fn claim(&mut self, extent: &Extent) -> u64 {
         self.claimed += 1;
         let name = self.claimed;
@@ -476,11 +478,10 @@ impl Overlay {
         name
     }
 
-    /// A write is over that may have claimed blocks: visits them.
-    fn end_claim(&mut self, grant: Grant, mut visit: impl FnMut(&mut Map, u64)) {
-        if grant.claim == 0 {
-            return;
-        }
+    /// A write is over that had claimed blocks: visits them.
+    #[cold]
+    #[inline(never)]
+    fn end_claim(&mut self, name: u64, mut visit: impl FnMut(&mut Map, u64)) {
         let mixed_up = if planted(Bug::ClaimsMixedUp) {
             self.claims.iter().map(|claim| claim.blocks.start).min()
         } else {
@@ -488,7 +489,7 @@ impl Overlay {
         };
         let map = &mut self.map;
         self.claims.retain(|claim| {
-            let is_over = claim.name == grant.claim;
+            let is_over = claim.name == name;
             if is_over {
                 let start = mixed_up.unwrap_or(claim.blocks.start);
                 let count = claim.blocks.end - claim.blocks.start;
@@ -538,7 +539,9 @@ impl Overlay {
             return Err(Conflict::NoSpace);
         }
         self.give_back(grant);
-        self.end_claim(grant, |_, _| {});
+        if grant.claim > 0 {
+            self.end_claim(grant.claim, |_, _| {});
+        }
         if planted(Bug::SealMissesAnswered) {
             self.before = Some(self.map.clone());
         }
