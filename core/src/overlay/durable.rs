@@ -89,7 +89,7 @@ impl Overlay {
 
     /// To be called every few seconds, so that a crash takes little where nobody flushes: begins to make
     /// everything durable if nothing was published since the last call, and with every sixth call whatever happens.
-    /// Gives much more space back if nothing was.
+    /// Gives much more space back if nothing was for [`SpaceLimits::quiet_ticks`](crate::SpaceLimits::quiet_ticks).
     pub fn tick(&mut self) {
         self.tidy();
         if let Some(journal) = &mut self.journal {

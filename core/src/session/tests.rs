@@ -88,6 +88,7 @@ impl Tester {
         self.request_bytes(flags, command, offset, length, &payload);
     }
 
+    /// As much of the payload as comes with the header.
     fn request_bytes(
         &mut self,
         flags: u16,
@@ -472,10 +473,7 @@ fn only_a_payload_that_is_long_or_does_not_fit_goes_straight_into_its_slots() {
     ];
     for (direct_bytes_min, length, direct) in cases {
         let mut tester = Tester::new(Limits { direct_bytes_min, ..Limits::default() });
-        let magic = wire::REQUEST_MAGIC;
-        let command = wire::CMD_WRITE;
-        let header = RequestHeader { magic, flags: 0, command, cookie: COOKIE, offset: 0, length };
-        tester.receive(&header.encode());
+        tester.request_bytes(0, wire::CMD_WRITE, 0, length, &[]);
         let outputs = tester.outputs();
         assert!(outputs.contains(&Output::Receive), "{outputs:?}");
         let bytes: u64 = tester.session.receive_plan().direct.map(|(_, length)| length).sum();
@@ -490,11 +488,7 @@ fn behind_a_large_payload_is_room_for_the_next_header_and_no_more() {
     let limits = Limits { direct_bytes_min: 8192, ..Limits::default() };
     let mut tester = Tester::new(limits);
     let staging = tester.session.receive_plan().staging.len();
-    let magic = wire::REQUEST_MAGIC;
-    let command = wire::CMD_WRITE;
-    let header =
-        RequestHeader { magic, flags: 0, command, cookie: COOKIE, offset: 0, length: 32_768 };
-    tester.receive(&header.encode());
+    tester.request_bytes(0, wire::CMD_WRITE, 0, 32_768, &[]);
     tester.outputs();
     let mut to_come = 32_768;
     for (left, room) in [(32_768, 28), (8193, 28), (8192, staging), (1, staging)] {

@@ -12,6 +12,13 @@ fn with_holes(blocks: u64) -> Overlay {
     with_space(blocks, holes_of_four())
 }
 
+/// These blocks are written and trimmed, and their slots are free again.
+fn fill_and_empty(overlay: &mut Overlay, blocks: u64) {
+    change(overlay, &written(0..blocks)).unwrap();
+    change(overlay, &zeroed(0..blocks, false)).unwrap();
+    overlay.reclaim();
+}
+
 fn with_space(blocks: u64, space: SpaceLimits) -> Overlay {
     let size_bytes = blocks * BLOCK;
     Overlay::new(OverlayConfig { size_bytes, template_bytes: 0, quota_bytes: u64::MAX, space })
@@ -20,9 +27,7 @@ fn with_space(blocks: u64, space: SpaceLimits) -> Overlay {
 /// One of a thousand blocks, with a hundred slots that are all free.
 fn emptied() -> Overlay {
     let mut overlay = with_holes(1000);
-    change(&mut overlay, &written(0..100)).unwrap();
-    change(&mut overlay, &zeroed(0..100, false)).unwrap();
-    overlay.reclaim();
+    fill_and_empty(&mut overlay, 100);
     overlay
 }
 
@@ -88,8 +93,7 @@ fn a_quiet_device_keeps_little_and_begins_small_again() {
 fn a_device_that_only_rests_keeps_its_space() {
     let space = SpaceLimits { quiet_ticks: 3, ..holes_of_four() };
     let mut overlay = with_space(1000, space);
-    change(&mut overlay, &written(0..100)).unwrap();
-    change(&mut overlay, &zeroed(0..100, false)).unwrap();
+    fill_and_empty(&mut overlay, 100);
     let rest = |overlay: &mut Overlay, ticks: u32| {
         for _ in 0..ticks {
             overlay.tick();
@@ -99,9 +103,7 @@ fn a_device_that_only_rests_keeps_its_space() {
     };
     rest(&mut overlay, 3);
     // A write in between, and all begins anew.
-    change(&mut overlay, &written(0..1)).unwrap();
-    change(&mut overlay, &zeroed(0..1, false)).unwrap();
-    overlay.reclaim();
+    fill_and_empty(&mut overlay, 1);
     rest(&mut overlay, 3);
     overlay.tick();
     punch(&mut overlay);
