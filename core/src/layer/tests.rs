@@ -1,10 +1,12 @@
+use std::string::String;
 use std::vec;
 use std::vec::Vec;
 
-use super::footer::{self, FOOTER_BYTES, Footer, Parent, ParentKind};
+use super::footer::{self, FOOTER_BYTES, Footer, Parent, ParentKind, Section};
 use super::index::{self, About, Codec, Content, Index, Run, Window};
 use super::stack::{Origin, Stack};
 use super::*;
+use crate::limits::DEVICE_BYTES_MAX;
 
 const PARENT: [u8; 32] = [8; 32];
 
@@ -102,36 +104,209 @@ fn a_file_cut_short_or_extended_is_named_so() {
     assert_eq!(damage.offset, file.len() as u64 + 104);
 }
 
-/// The footer of the sample, changed and with its checksum made to fit.
-fn refused(change: impl FnOnce(&mut [u8])) -> Fault {
+/// The damage that opening the sample finds when its footer is changed and has a checksum that fits.
+fn refused(change: impl FnOnce(&mut [u8])) -> Damage {
     let (_, mut file) = sample();
-    let at = file.len() - FOOTER_BYTES;
-    change(&mut file[at..]);
-    let checksum = crc32c::crc32c(&file[at..at + 4092]);
-    file[at + 4092..].copy_from_slice(&checksum.to_le_bytes());
-    open(&file).unwrap_err().fault
+    let footer = file.last_chunk_mut::<FOOTER_BYTES>().unwrap();
+    change(footer);
+    fit_checksum(footer);
+    open(&file).unwrap_err()
+}
+
+fn fit_checksum(footer: &mut [u8; FOOTER_BYTES]) {
+    let checksum = crc32c::crc32c(&footer[..4092]);
+    footer[4092..].copy_from_slice(&checksum.to_le_bytes());
 }
 
 #[test]
 fn what_a_footer_may_not_say_is_refused() {
-    assert_eq!(refused(|footer| footer[8] = 2), Fault::Version(2));
-    assert_eq!(refused(|footer| footer[13] = 0), Fault::BlockSize(0));
-    assert_eq!(refused(|footer| footer[10] = 3), Fault::Kind);
-    assert_eq!(refused(|footer| footer[10] = 0), Fault::Reserved);
-    assert_eq!(refused(|footer| footer[11] = 3), Fault::Reserved);
-    assert_eq!(refused(|footer| footer[320] = b'/'), Fault::Name);
-    assert_eq!(refused(|footer| footer[4091] = 1), Fault::Reserved);
-    assert_eq!(refused(|footer| footer[112] = 4), Fault::Kind);
-    assert_eq!(refused(|footer| footer[128 + 16] = 9), Fault::Kind);
-    assert_eq!(refused(|footer| footer[128 + 7] = 255), Fault::Place);
-    assert_eq!(refused(|footer| footer[128 + 15] = 255), Fault::Place);
-    assert_eq!(refused(|footer| footer[39] = 255), Fault::Range);
-    assert_eq!(refused(|footer| footer[46] = 255), Fault::Range);
-    assert_eq!(refused(|footer| footer[80] += 1), Fault::Count);
-    assert_eq!(refused(|footer| footer[96] += 1), Fault::Count);
-    assert_eq!(refused(|footer| footer[160] += 1), Fault::Checksum);
+    let (index, file) = sample();
+    let at = |offset: usize, fault| {
+        let offset = (file.len() - FOOTER_BYTES + offset) as u64;
+        Damage { offset, fault }
+    };
+    assert_eq!(refused(|footer| footer[8] = 2), at(8, Fault::Version(2)));
+    assert_eq!(refused(|footer| footer[13] = 0), at(12, Fault::BlockSize(0)));
+    assert_eq!(refused(|footer| footer[10] = 3), at(10, Fault::Kind));
+    assert_eq!(refused(|footer| footer[10] = 0), at(40, Fault::Reserved));
+    assert_eq!(refused(|footer| footer[11] = 3), at(320, Fault::Reserved));
+    assert_eq!(refused(|footer| footer[320] = b'/'), at(320, Fault::Name));
+    assert_eq!(refused(|footer| footer[320] = 255), at(320, Fault::Name));
+    for reserved in [116, 127, 575, 4091] {
+        assert_eq!(refused(|footer| footer[reserved] = 1), at(reserved, Fault::Reserved));
+    }
+    assert_eq!(refused(|footer| footer[112] = 4), at(112, Fault::Kind));
+    for section in [128, 192, 256] {
+        assert_eq!(refused(|footer| footer[section + 16] = 9), at(section + 16, Fault::Kind));
+        assert_eq!(refused(|footer| footer[section + 17] = 1), at(section + 17, Fault::Reserved));
+        assert_eq!(refused(|footer| footer[section + 31] = 1), at(section + 17, Fault::Reserved));
+        assert_eq!(refused(|footer| footer[section + 7] = 255), at(section, Fault::Place));
+        assert_eq!(refused(|footer| footer[section + 15] = 255), at(section, Fault::Place));
+    }
+    assert_eq!(refused(|footer| footer[39] = 255), at(32, Fault::Range));
+    assert_eq!(refused(|footer| footer[46] = 255), at(40, Fault::Range));
+    assert_eq!(refused(|footer| footer[96] += 1), at(96, Fault::Count));
+    // What only the sections can tell.
+    let begin = index.frames_end();
+    let damage = |offset, fault| Damage { offset, fault };
+    assert_eq!(refused(|footer| footer[80] += 1), damage(begin, Fault::Count));
+    assert_eq!(refused(|footer| footer[160] += 1), damage(begin, Fault::Checksum));
     // One block fewer: then the last run lies beyond the end.
-    assert_eq!(refused(|footer| footer[32] = 0), Fault::Range);
+    let last_run = begin + 16 * (index.runs().len() as u64 - 1);
+    assert_eq!(refused(|footer| footer[32] = 0), damage(last_run, Fault::Range));
+}
+
+/// A footer of a layer of nearly nothing: one frame, one run, a note of two bytes.
+fn small() -> Footer {
+    let section = |offset, length| Section { offset, length, digest: [0; 32] };
+    let About { number, parent, .. } = about(5000);
+    Footer {
+        number,
+        size_bytes: 5000,
+        parent,
+        data_blocks: 1,
+        zero_blocks: 0,
+        frames: 1,
+        index: section(4096, 16),
+        table: section(4112, 8),
+        note: section(4120, 2),
+    }
+}
+
+/// What is wrong with a changed footer that says it fits: where in the footer, and what. None if nothing.
+fn judged(change: impl FnOnce(&mut Footer)) -> Option<(u64, Fault)> {
+    let mut footer = small();
+    change(&mut footer);
+    let parsed = Footer::parse(&footer.encode(), footer.file_bytes());
+    match parsed {
+        Ok(parsed) => {
+            assert_eq!(parsed, footer);
+            None
+        }
+        Err(damage) => Some((damage.offset - footer.note.end(), damage.fault)),
+    }
+}
+
+/// Lays the sections of a footer side by side again.
+fn close_up(footer: &mut Footer) {
+    footer.table.offset = footer.index.end();
+    footer.note.offset = footer.table.end();
+}
+
+#[test]
+fn every_bound_of_a_footer_is_where_it_is_said_to_be() {
+    let parent = |footer: &mut Footer| footer.parent.take().unwrap();
+    assert_eq!(judged(|_| ()), None);
+    assert_eq!(judged(|footer| footer.size_bytes = DEVICE_BYTES_MAX), None);
+    assert_eq!(judged(|footer| footer.size_bytes = DEVICE_BYTES_MAX + 1), Some((32, Fault::Range)));
+    assert_eq!(
+        judged(|footer| {
+            footer.parent = None;
+            footer.size_bytes = 0;
+        }),
+        Some((32, Fault::Range))
+    );
+    assert_eq!(judged(|footer| footer.size_bytes = 4999), Some((40, Fault::Range)));
+    assert_eq!(judged(|footer| footer.parent = None), None);
+    for (bytes, found) in [(0, Some((40, Fault::Range))), (1, None)] {
+        assert_eq!(
+            judged(|footer| footer.parent = Some(Parent { bytes, ..parent(footer) })),
+            found
+        );
+    }
+    for name in ["a".repeat(255), String::new()] {
+        assert_eq!(judged(|footer| footer.parent = Some(Parent { name, ..parent(footer) })), None);
+    }
+
+    // The sections lie side by side between the header and the footer.
+    for (change, found) in [
+        ((|footer| footer.index.offset -= 1) as fn(&mut Footer), Some((128, Fault::Place))),
+        (|footer| footer.index.offset += 1, None),
+        (|footer| footer.note.length = 0, None),
+    ] {
+        let change = |footer: &mut Footer| {
+            change(footer);
+            close_up(footer);
+        };
+        assert_eq!(judged(change), found);
+    }
+    for gap in [1, 2] {
+        let change = |footer: &mut Footer| {
+            footer.note.offset += 1;
+            footer.table.offset += gap - 1;
+        };
+        assert_eq!(judged(change), Some((128, Fault::Place)), "{gap}");
+    }
+    let longer = small().file_bytes() + 1;
+    let mut page = small().encode();
+    page[104..112].copy_from_slice(&longer.to_le_bytes());
+    fit_checksum(&mut page);
+    let offset = longer - FOOTER_BYTES as u64 + 128;
+    assert_eq!(Footer::parse(&page, longer), Err(Damage { offset, fault: Fault::Place }));
+    let longer = small().note.end() + 1 - small().table.offset;
+    assert_eq!(judged(|footer| footer.table.length = longer), Some((192, Fault::Place)));
+
+    // Sections are of whole entries, and no longer than they may be.
+    for (index, table, note, found) in [
+        (1 << 30, 8, 2, None),
+        ((1 << 30) + 16, 8, 2, Some((128, Fault::Range))),
+        (17, 8, 2, Some((128, Fault::Range))),
+        (16, 1 << 30, 2, None),
+        (16, (1 << 30) + 8, 2, Some((128, Fault::Range))),
+        (16, 8, 64 << 10, None),
+        (16, 8, (64 << 10) + 1, Some((128, Fault::Range))),
+        (16, 9, 2, Some((96, Fault::Count))),
+    ] {
+        let change = |footer: &mut Footer| {
+            (footer.index.length, footer.table.length, footer.note.length) = (index, table, note);
+            footer.frames = table / 8;
+            close_up(footer);
+        };
+        assert_eq!(judged(change), found, "{index} {table} {note}");
+    }
+    assert_eq!(judged(|footer| footer.frames = 2), Some((96, Fault::Count)));
+}
+
+#[test]
+fn no_parent_is_nothing_at_all() {
+    let page = Footer { parent: None, ..small() }.encode();
+    for at in [11, 40, 47, 48, 79] {
+        let mut page = page;
+        // A name of one byte needs the byte, too.
+        page[at] = 1;
+        page[320] = u8::from(at == 11);
+        fit_checksum(&mut page);
+        let damage = Footer::parse(&page, small().file_bytes()).unwrap_err();
+        assert_eq!(damage, Damage { offset: small().note.end() + 40, fault: Fault::Reserved });
+    }
+}
+
+#[test]
+fn a_header_is_checked_to_its_last_byte() {
+    let refused = |at: usize| {
+        let mut header = footer::header();
+        header[at] ^= 1;
+        footer::check_header(&header).unwrap_err()
+    };
+    assert_eq!(footer::check_header(&footer::header()), Ok(()));
+    assert_eq!(refused(7), Damage { offset: 0, fault: Fault::Header });
+    assert_eq!(refused(8), Damage { offset: 8, fault: Fault::Version(0) });
+    for at in [10, 12, 4095] {
+        assert_eq!(refused(at), Damage { offset: at as u64, fault: Fault::Reserved });
+    }
+    assert_eq!(footer::check_header(&[]), Err(Damage { offset: 0, fault: Fault::Short }));
+    assert!(!footer::is_layer(b"GLASSLY", b"LAYERFT"));
+}
+
+#[test]
+fn an_identity_is_the_hash_of_the_footer() {
+    use sha2::{Digest, Sha256};
+    let (index, file) = sample();
+    let (_, footer, identity) = index.seal(&about(100 * 4096 + 1)).unwrap();
+    let page = file.last_chunk().unwrap();
+    assert_eq!(footer.encode(), *page);
+    assert_eq!(identity, <[u8; 32]>::from(Sha256::digest(page)));
+    assert_eq!(footer::identity(page), identity);
 }
 
 #[test]
