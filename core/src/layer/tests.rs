@@ -1,4 +1,4 @@
-use std::string::String;
+use std::string::{String, ToString};
 use std::vec;
 use std::vec::Vec;
 
@@ -309,57 +309,171 @@ fn an_identity_is_the_hash_of_the_footer() {
     assert_eq!(footer::identity(page), identity);
 }
 
+/// Where damage shows in the sections.
+#[derive(Debug, PartialEq)]
+enum At {
+    Run(u64),
+    Frame(u64),
+}
+
+/// What is wrong with sections of such runs (block, count, kind) and frames (stored bytes, codec), with so many bytes
+/// between the frames and the sections, where there should be none.
+fn judged_index(
+    runs: &[(u64, u64, u8)],
+    frames: &[(u32, u8)],
+    gap: i64,
+) -> Result<Index, (At, Fault)> {
+    use sha2::Digest;
+    let mut bytes = Vec::new();
+    for (block, count, kind) in runs {
+        bytes.extend((block | u64::from(*kind) << 40).to_le_bytes());
+        bytes.extend(count.to_le_bytes());
+    }
+    for (stored, codec) in frames {
+        bytes.extend((stored | u32::from(*codec) << 24).to_le_bytes());
+        bytes.extend([6; 4]);
+    }
+    let of = |kind| runs.iter().filter(move |run| run.2 == kind).map(|run| run.1);
+    let sum = |kind| of(kind).fold(0, u64::wrapping_add);
+    let stored: u64 = frames.iter().map(|frame| u64::from(frame.0)).sum();
+    let mut offset = (4096 + stored).strict_add_signed(gap);
+    let mut at = 0;
+    let mut section = |length: u64| {
+        let digest = sha2::Sha256::digest(&bytes[at..at + length as usize]).into();
+        let section = Section { offset, length, digest };
+        (offset, at) = (offset + length, at + length as usize);
+        section
+    };
+    let footer = Footer {
+        number: [0; 16],
+        size_bytes: 100 * 4096,
+        parent: None,
+        data_blocks: sum(1),
+        zero_blocks: sum(2),
+        frames: frames.len() as u64,
+        index: section(runs.len() as u64 * 16),
+        table: section(frames.len() as u64 * 8),
+        note: section(0),
+    };
+    Index::parse(&footer, &bytes).map_err(|damage| {
+        let (section, bytes, at) = if damage.offset < footer.table.offset {
+            (&footer.index, 16, At::Run as fn(u64) -> At)
+        } else {
+            (&footer.table, 8, At::Frame as fn(u64) -> At)
+        };
+        let behind = damage.offset - section.offset;
+        assert!(behind.is_multiple_of(bytes));
+        (at(behind / bytes), damage.fault)
+    })
+}
+
 #[test]
 fn what_an_index_may_not_say_is_refused() {
-    let refused = |runs: &[(u64, u64, u8)], frames: &[(u32, u8)]| {
-        let mut bytes = Vec::new();
-        for (block, count, kind) in runs {
-            bytes.extend((block | u64::from(*kind) << 40).to_le_bytes());
-            bytes.extend(count.to_le_bytes());
-        }
-        let index_bytes = bytes.len() as u64;
-        for (stored, codec) in frames {
-            bytes.extend((stored | u32::from(*codec) << 24).to_le_bytes());
-            bytes.extend([0; 4]);
-        }
-        let sum = |kind| runs.iter().filter(|run| run.2 == kind).map(|run| run.1).sum();
-        let stored: u64 = frames.iter().map(|frame| u64::from(frame.0)).sum();
-        let mut offset = 4096 + stored;
-        let mut at = 0;
-        let mut section = |length: u64| {
-            use sha2::Digest;
-            let digest = sha2::Sha256::digest(&bytes[at..at + length as usize]).into();
-            let section = footer::Section { offset, length, digest };
-            (offset, at) = (offset + length, at + length as usize);
-            section
-        };
-        let footer = Footer {
-            number: [0; 16],
-            size_bytes: 100 * 4096,
-            parent: None,
-            data_blocks: sum(1),
-            zero_blocks: sum(2),
-            frames: frames.len() as u64,
-            index: section(index_bytes),
-            table: section(frames.len() as u64 * 8),
-            note: section(0),
-        };
-        Index::parse(&footer, &bytes).err().map(|damage| damage.fault)
-    };
+    let refused = |runs: &[_], frames: &[_]| judged_index(runs, frames, 0).err();
     assert_eq!(refused(&[(0, 2, 1), (2, 1, 2)], &[(8192, 0)]), None);
-    assert_eq!(refused(&[(0, 2, 3)], &[]), Some(Fault::Kind));
-    assert_eq!(refused(&[(0, 0, 2)], &[]), Some(Fault::Range));
-    assert_eq!(refused(&[(99, 2, 2)], &[]), Some(Fault::Range));
-    assert_eq!(refused(&[(1, u64::MAX, 2)], &[]), Some(Fault::Range));
-    assert_eq!(refused(&[(5, 1, 2), (4, 1, 2)], &[]), Some(Fault::Order));
-    assert_eq!(refused(&[(5, 2, 2), (6, 1, 1)], &[(4096, 0)]), Some(Fault::Order));
-    assert_eq!(refused(&[(5, 1, 2), (6, 1, 2)], &[]), Some(Fault::Order));
-    assert_eq!(refused(&[(0, 1, 1)], &[]), Some(Fault::Count));
-    assert_eq!(refused(&[(0, 1, 2)], &[(4096, 0)]), Some(Fault::Count));
-    assert_eq!(refused(&[(0, 1, 1)], &[(4096, 2)]), Some(Fault::Kind));
-    assert_eq!(refused(&[(0, 1, 1)], &[(8192, 0)]), Some(Fault::FrameLength));
-    assert_eq!(refused(&[(0, 1, 1)], &[(4096, 1)]), Some(Fault::FrameLength));
-    assert_eq!(refused(&[(0, 1, 1)], &[(0, 1)]), Some(Fault::FrameLength));
+    for kind in [0, 3] {
+        assert_eq!(refused(&[(0, 2, 2), (2, 1, kind)], &[]), Some((At::Run(1), Fault::Kind)));
+    }
+    for (block, count) in [(5, 0), (99, 2), (100, 1), (101, 1), (5, u64::MAX)] {
+        let found = refused(&[(0, 1, 2), (block, count, 2)], &[]);
+        assert_eq!(found, Some((At::Run(1), Fault::Range)), "{block} {count}");
+    }
+    assert_eq!(refused(&[(0, 1, 2), (99, 1, 2)], &[]), None);
+    assert_eq!(refused(&[(5, 1, 2), (4, 1, 2)], &[]), Some((At::Run(1), Fault::Order)));
+    assert_eq!(refused(&[(5, 2, 2), (6, 1, 1)], &[(4096, 0)]), Some((At::Run(1), Fault::Order)));
+    assert_eq!(refused(&[(4, 1, 1), (5, 1, 2), (6, 1, 2)], &[]), Some((At::Run(2), Fault::Order)));
+    assert_eq!(refused(&[(0, 1, 1)], &[]), Some((At::Frame(0), Fault::Count)));
+    assert_eq!(refused(&[(0, 17, 1)], &[(65536, 0)]), Some((At::Frame(1), Fault::Count)));
+    assert_eq!(refused(&[(0, 1, 2)], &[(4096, 0)]), Some((At::Frame(0), Fault::Count)));
+    for (frame, fault) in [
+        ((4096, 2), Fault::Kind),
+        ((8192, 0), Fault::FrameLength),
+        ((4095, 0), Fault::FrameLength),
+        ((4096, 1), Fault::FrameLength),
+        ((0, 1), Fault::FrameLength),
+    ] {
+        let found = refused(&[(0, 17, 1)], &[(65536, 0), frame]);
+        assert_eq!(found, Some((At::Frame(1), fault)), "{frame:?}");
+    }
+    for stored in [1, 4095] {
+        assert_eq!(refused(&[(0, 1, 1)], &[(stored, 1)]), None);
+    }
+}
+
+#[test]
+fn frames_lie_side_by_side_up_to_the_index() {
+    let runs = [(0, 17, 1), (99, 1, 1)];
+    let frames = [(100, 1), (4096, 0), (7, 1)];
+    let index = judged_index(&runs, &frames, 0).unwrap();
+    let frame = |window, offset, stored_bytes, codec| index::Frame {
+        window,
+        offset,
+        stored_bytes,
+        codec,
+        checksum: 0x0606_0606,
+    };
+    let expected = [
+        frame(0, 4096, 100, Codec::Zstd),
+        frame(1, 4196, 4096, Codec::Raw),
+        frame(6, 8292, 7, Codec::Zstd),
+    ];
+    assert_eq!(index.frames(), expected);
+    assert_eq!(index.frames_end(), 8299);
+    assert_eq!(judged_index(&runs, &frames, -1), Err((At::Frame(2), Fault::FrameLength)));
+    assert_eq!(judged_index(&runs, &frames, 1), Err((At::Frame(0), Fault::Count)));
+    let fault = Damage { offset: 4196, fault: Fault::Checksum };
+    assert_eq!(expected[1].check(0x0606_0606), Ok(()));
+    assert_eq!(expected[1].check(0), Err(fault));
+}
+
+#[test]
+fn sections_are_complete_and_as_they_were_sealed() {
+    let (index, file) = sample();
+    let (tail, footer, _) = index.seal(&about(100 * 4096 + 1)).unwrap();
+    let sections = &tail[..tail.len() - FOOTER_BYTES];
+    assert_eq!(file[file.len() - tail.len()..], tail);
+    let short = Err(Damage { offset: footer.index.offset, fault: Fault::Short });
+    assert_eq!(Index::parse(&footer, &sections[1..]), short);
+    assert_eq!(Index::parse(&footer, &tail[..=sections.len()]), short);
+    for section in [footer.index, footer.table, footer.note] {
+        let mut sections = sections.to_vec();
+        sections[(section.offset - footer.index.offset) as usize] ^= 1;
+        let damage = Damage { offset: section.offset, fault: Fault::Checksum };
+        assert_eq!(Index::parse(&footer, &sections), Err(damage));
+    }
+    for (bytes, is_sealed) in [(64 << 10, true), ((64 << 10) + 1, false)] {
+        let sealed = index.seal(&About { note: vec![b' '; bytes], ..about(5000) });
+        assert_eq!(sealed.is_ok(), is_sealed);
+    }
+}
+
+#[test]
+fn every_damage_has_words_of_its_own() {
+    let faults = [
+        Fault::Short,
+        Fault::Header,
+        Fault::NoFooter,
+        Fault::Version(3),
+        Fault::BlockSize(3),
+        Fault::Checksum,
+        Fault::Reserved,
+        Fault::FileLength(3),
+        Fault::Range,
+        Fault::Kind,
+        Fault::Place,
+        Fault::Name,
+        Fault::Order,
+        Fault::Count,
+        Fault::FrameLength,
+    ];
+    let mut texts: Vec<_> =
+        faults.iter().map(|fault| Damage { offset: 7, fault: *fault }.to_string()).collect();
+    assert!(texts.iter().all(|text| text.len() > 20 && text.ends_with(" (byte 7)")));
+    texts.sort();
+    texts.dedup();
+    assert_eq!(texts.len(), faults.len());
+    assert!(index::TooLarge.to_string().contains("64 KiB"));
+    assert_eq!(Hex(&[0x0a; 32]).to_string(), "0a".repeat(32));
 }
 
 #[test]
@@ -416,6 +530,7 @@ fn the_topmost_layer_that_has_a_block_counts() {
             }
         }
         assert_eq!(found[..BLOCKS as usize], model);
+        assert!(stack.pieces().iter().all(|piece| piece.count > 0));
         for pair in stack.pieces().windows(2) {
             assert!(pair[0].end() <= pair[1].block, "in order");
             assert!(pair[0].end() < pair[1].block || pair[0].origin != pair[1].origin, "joined");
