@@ -95,3 +95,40 @@ impl fmt::Display for CloseReason {
         })
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use std::collections::HashSet;
+    use std::string::{String, ToString};
+
+    /// Every one of these says something, and no two say the same.
+    pub(crate) fn assert_words_of_their_own(errors: &[impl fmt::Display]) {
+        let texts: HashSet<String> = errors.iter().map(ToString::to_string).collect();
+        assert!(texts.iter().all(|text| text.len() > 10), "{texts:?}");
+        assert_eq!(texts.len(), errors.len(), "{texts:?}");
+    }
+
+    #[test]
+    fn every_end_of_a_session_has_words_of_its_own() {
+        assert_words_of_their_own(&[
+            CloseReason::Disconnected,
+            CloseReason::Aborted,
+            CloseReason::EndOfStream,
+            CloseReason::EndedMidRequest,
+            CloseReason::ConnectionLost,
+            CloseReason::Drained,
+            CloseReason::DrainTimedOut,
+            CloseReason::HandshakeTimedOut,
+            CloseReason::Stalled,
+            CloseReason::UnknownClientFlags,
+            CloseReason::BadOptionMagic,
+            CloseReason::BadRequestMagic,
+            CloseReason::UnknownExport,
+            CloseReason::OptionTooLong,
+            CloseReason::RepliesNotRead,
+            CloseReason::ReadFailedMidReply,
+            CloseReason::OutOfMemory,
+        ]);
+    }
+}

@@ -392,6 +392,7 @@ impl<'a> Frame<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::tests::assert_words_of_their_own;
     use std::vec::Vec;
 
     const HEADER: FrameHeader =
@@ -406,7 +407,7 @@ mod tests {
             .collect()
     }
 
-    fn frame(entries: &[Entry]) -> Vec<u8> {
+    fn frame_of(entries: &[Entry]) -> Vec<u8> {
         let mut buffer = FrameBuffer::default();
         entries.iter().for_each(|entry| buffer.push(entry));
         assert_eq!(buffer.iter().collect::<Vec<_>>(), entries);
@@ -417,7 +418,7 @@ mod tests {
     fn a_frame_reads_as_it_was_written() {
         for count in [0, 1, 3, 252, 253, 1000] {
             let written: Vec<_> = entries().into_iter().cycle().take(count).collect();
-            let bytes = frame(&written);
+            let bytes = frame_of(&written);
             assert_eq!(bytes.len(), frame_bytes(count));
             let read = Frame::parse(&bytes).unwrap();
             assert_eq!(read.header, HEADER);
@@ -427,7 +428,7 @@ mod tests {
 
     #[test]
     fn no_bit_of_a_frame_may_change() {
-        let bytes = frame(&entries());
+        let bytes = frame_of(&entries());
         for bit in 0..bytes.len() * 8 {
             let mut damaged = bytes.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
@@ -445,11 +446,139 @@ mod tests {
             (entry(1, 1 << 38, Content::Zero), FrameError::Range),
             ((entry((1 << 40) - 1, 1, Content::Zero)), FrameError::Range),
             (entry(0, 3, Content::Slots(SlotId(SLOTS_MAX - 2))), FrameError::Range),
+            (entry(0, 0, Content::Slots(SlotId(0))), FrameError::Range),
             ([0; 16], FrameError::Kind),
             ([0xff; 16], FrameError::Kind),
         ] {
             assert_eq!(Entry::parse(&bytes), Err(error));
         }
+        let last = Content::Slots(SlotId(SLOTS_MAX - 2));
+        assert!(Entry::parse(&entry(0, 2, last)).is_ok());
+    }
+
+    /// The frame of some entries that carries blocks, each of bytes of its slot's number.
+    fn carrying(entries: &[Entry], blocks: u32) -> Vec<u8> {
+        let mut buffer = FrameBuffer::default();
+        entries.iter().for_each(|entry| buffer.push(entry));
+        let (mut bytes, checksum) = buffer.finish_carrying(&HEADER, blocks);
+        let fill = |offset: u64, bytes: &mut [u8]| {
+            for (index, block) in bytes.chunks_exact_mut(BLOCK_BYTES as usize).enumerate() {
+                block.fill((offset / u64::from(BLOCK_BYTES)) as u8 + index as u8);
+            }
+            Ok::<_, ()>(())
+        };
+        carry(&mut bytes, fill).unwrap();
+        assert_eq!(
+            Frame::parse(&bytes).unwrap().checksum,
+            checksum,
+            "it covers what is carried not"
+        );
+        bytes
+    }
+
+    #[test]
+    fn a_frame_carries_the_blocks_of_all_its_slots_in_order() {
+        let slots = |block, count, first| {
+            let content = Content::Slots(SlotId(first));
+            Entry { block, count, content }
+        };
+        let zero = Entry { block: 9, count: 5, content: Content::Zero };
+        let bytes = carrying(&[slots(0, 2, 7), zero, slots(70, 1, 3)], 3);
+        assert_eq!(bytes.len(), 4 * 4096);
+        let frame = Frame::parse(&bytes).unwrap();
+        let carried: Vec<_> = frame.carried().chunks_exact(4096).collect();
+        assert_eq!(carried, [&[7; 4096], &[8; 4096], &[3; 4096]]);
+        assert_eq!(frame.entries().count(), 3);
+        for byte in [4096, 8191, 4 * 4096 - 1, 52, 55] {
+            let mut damaged = bytes.clone();
+            damaged[byte] ^= 1;
+            assert_eq!(Frame::parse(&damaged), Err(FrameError::Checksum), "{byte}");
+        }
+        assert_eq!(Frame::parse(&bytes[..bytes.len() - 1]), Err(FrameError::Short));
+        assert_eq!(Frame::parse(&frame_of(&[zero])).unwrap().carried(), [0u8; 0]);
+    }
+
+    /// What is wrong with the frame of an entry that has other bytes somewhere, and a checksum that fits.
+    fn refused(change: impl FnOnce(&mut Vec<u8>)) -> Option<FrameError> {
+        let mut bytes = frame_of(&entries()[1..2]);
+        change(&mut bytes);
+        let checksum = checksum(&bytes[..4096]);
+        bytes[CRC_AT].copy_from_slice(&checksum.to_le_bytes());
+        Frame::parse(&bytes).err()
+    }
+
+    #[test]
+    fn what_a_frame_may_not_say_is_refused() {
+        assert_eq!(refused(|_| ()), None);
+        assert_eq!(refused(|bytes| bytes[4] = 2), Some(FrameError::Version(2)));
+        for kind in [0, 4] {
+            assert_eq!(refused(|bytes| bytes[6] = kind), Some(FrameError::Kind));
+        }
+        for kind in [FrameKind::Section, FrameKind::LastSection] {
+            assert_eq!(refused(|bytes| bytes[6] = kind as u8), None);
+        }
+        for reserved in [7, 56, 63] {
+            assert_eq!(refused(|bytes| bytes[reserved] = 1), Some(FrameError::Reserved));
+        }
+        // A page more, or entries that need one, or that are none of this world.
+        assert_eq!(refused(|bytes| bytes[9] += 16), Some(FrameError::Length));
+        assert_eq!(refused(|bytes| bytes[12] = 252), None);
+        assert_eq!(refused(|bytes| bytes[12] = 253), Some(FrameError::Length));
+        assert_eq!(refused(|bytes| bytes[12..16].fill(255)), Some(FrameError::Length));
+        assert_eq!(refused(|bytes| bytes[48] = 1), Some(FrameError::Length));
+        let carries = |kind: FrameKind| {
+            refused(|bytes| {
+                bytes.resize(2 * 4096, 0);
+                (bytes[6], bytes[9], bytes[CARRIED_AT]) = (kind as u8, 32, 1);
+                bytes[CARRIED_CRC_AT].copy_from_slice(&crc32c(&[0; 4096]).to_le_bytes());
+            })
+        };
+        assert_eq!(carries(FrameKind::Record), None);
+        assert_eq!(carries(FrameKind::Section), Some(FrameError::Kind));
+    }
+
+    #[test]
+    fn the_longest_frame_is_read_and_no_longer_one() {
+        let zero = Entry { block: 0, count: 1, content: Content::Zero };
+        let entries = (FRAME_BYTES_MAX - HEADER_BYTES) / ENTRY_BYTES;
+        let longest = frame_of(&std::vec![zero; entries]);
+        assert_eq!(longest.len(), 2 << 20);
+        assert_eq!(Frame::parse(&longest).unwrap().entries().count(), entries);
+        let longer = frame_of(&std::vec![zero; entries + 1]);
+        assert_eq!(Frame::parse(&longer), Err(FrameError::Length));
+    }
+
+    #[test]
+    fn a_frame_is_put_together_and_changed_in_place() {
+        let [slots, zero, provisioned] = entries().try_into().unwrap();
+        let mut buffer = FrameBuffer::reusing(std::vec![1; 100]);
+        assert_eq!((buffer.entries(), buffer.iter().count()), (0, 0));
+        buffer.push(&slots);
+        buffer.push(&zero);
+        assert_eq!(buffer.entries(), 2);
+        buffer.replace(1, &provisioned);
+        assert_eq!(buffer.iter().collect::<Vec<_>>(), [slots, provisioned]);
+        buffer.replace(0, &zero);
+        assert_eq!(buffer.iter().collect::<Vec<_>>(), [zero, provisioned]);
+        assert_eq!(slots.run(), Some(Run { first: SlotId(9), count: 16_385 }));
+        assert_eq!((zero.run(), slots.uniform()), (None, None));
+        assert_eq!(zero.uniform(), Some(Uniform::Zero));
+        assert_eq!(provisioned.uniform(), Some(Uniform::ZeroProvisioned));
+        assert_eq!(slots.blocks(), (1 << 38) - 16_385..1 << 38);
+    }
+
+    #[test]
+    fn every_error_has_words_of_its_own() {
+        assert_words_of_their_own(&[
+            FrameError::Short,
+            FrameError::Magic,
+            FrameError::Version(3),
+            FrameError::Kind,
+            FrameError::Length,
+            FrameError::Reserved,
+            FrameError::Checksum,
+            FrameError::Range,
+        ]);
     }
 
     /// The check value of CRC-32C that every description of it gives.

@@ -170,6 +170,7 @@ impl Superblock {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::tests::assert_words_of_their_own;
     use std::vec::Vec;
 
     fn superblock(generation: u64) -> Superblock {
@@ -211,11 +212,69 @@ mod tests {
 
     #[test]
     fn beside_a_copy_of_a_newer_version_none_counts() {
-        let mut newer = superblock(8).encode();
-        newer[8] = 2;
-        let checksum = crc32c(&newer[..CRC_AT]);
-        newer[CRC_AT..].copy_from_slice(&checksum.to_le_bytes());
-        let file = [newer, superblock(7).encode()].concat();
-        assert_eq!(Superblock::newest(&file), Err(SuperblockError::Version(2)));
+        let error = Err(SuperblockError::Version(2));
+        let file = [changed(superblock(8), 8, 2), superblock(7).encode()].concat();
+        assert_eq!(Superblock::newest(&file), error);
+        let file = [superblock(8).encode(), changed(superblock(9), 8, 2)].concat();
+        assert_eq!(Superblock::newest(&file), error);
+    }
+
+    /// The bytes of one with another byte somewhere, and a checksum that fits.
+    fn changed(superblock: Superblock, at: usize, byte: u8) -> [u8; PAGE_BYTES] {
+        let mut bytes = superblock.encode();
+        bytes[at] = byte;
+        let checksum = crc32c(&bytes[..CRC_AT]);
+        bytes[CRC_AT..].copy_from_slice(&checksum.to_le_bytes());
+        bytes
+    }
+
+    #[test]
+    fn what_a_superblock_may_not_say_is_refused() {
+        for at in [10, 15, 100, 4091] {
+            let bytes = changed(superblock(7), at, 1);
+            assert_eq!(Superblock::parse(&bytes), Err(SuperblockError::Reserved), "{at}");
+        }
+        let judge = |size_bytes, template_bytes, segment_bytes| {
+            let Superblock { identity, .. } = superblock(7);
+            let identity = Identity { size_bytes, template_bytes, segment_bytes, ..identity };
+            Superblock::parse(&Superblock { identity, ..superblock(7) }.encode())
+        };
+        for (size, template, segment) in
+            [(DEVICE_BYTES_MAX, 7, 4096), (7, 7, 4096), (0, 0, 8192), (7, 0, SEGMENT_BYTES_MAX)]
+        {
+            assert!(judge(size, template, segment).is_ok(), "{size} {template} {segment}");
+        }
+        for (size, template, segment) in [
+            (DEVICE_BYTES_MAX + 1, 7, 4096),
+            (7, 8, 4096),
+            (7, 7, 0),
+            (7, 7, 6144),
+            (7, 7, SEGMENT_BYTES_MAX + 4096),
+        ] {
+            assert_eq!(judge(size, template, segment), Err(SuperblockError::Range));
+        }
+        assert_eq!(Superblock::parse(&[0; 4095]), Err(SuperblockError::Short));
+    }
+
+    #[test]
+    fn every_error_has_words_of_its_own() {
+        assert_words_of_their_own(&[
+            SuperblockError::Short,
+            SuperblockError::Magic,
+            SuperblockError::Version(3),
+            SuperblockError::Reserved,
+            SuperblockError::Checksum,
+            SuperblockError::Range,
+            SuperblockError::Misplaced,
+        ]);
+    }
+
+    #[test]
+    fn generations_take_turns() {
+        for (generation, side) in [(6, false), (7, true)] {
+            let files = [JournalFile::Checkpoint(side), JournalFile::Segment(side)];
+            assert_eq!(superblock(generation).files(), files);
+            assert_eq!(Superblock::offset(generation), 4096 * u64::from(side));
+        }
     }
 }
