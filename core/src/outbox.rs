@@ -278,3 +278,205 @@ impl Outbox {
 fn is_mutable(body: &Body) -> bool {
     matches!(body, Body::Source(Source::Data { .. }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec;
+
+    fn data(offset: u64, length: u64) -> Segment {
+        Segment { source: Source::Data { offset }, length }
+    }
+
+    fn template(offset: u64, length: u64) -> Segment {
+        Segment { source: Source::Template { offset }, length }
+    }
+
+    fn zero(length: u64) -> Segment {
+        Segment { source: Source::Zero, length }
+    }
+
+    fn outbox() -> Outbox {
+        Outbox::new(&Limits::default())
+    }
+
+    /// A byte at an offset of the template, and of the data file.
+    fn byte_of(source: Source) -> impl Fn(usize) -> u8 {
+        let (first, file) = match source {
+            Source::Template { offset } => (offset, 100),
+            Source::Data { offset } => (offset, 200),
+            Source::Zero => unreachable!("nobody reads zeroes"),
+        };
+        move |index| (first as usize + index) as u8 ^ file
+    }
+
+    #[allow(clippy::unnecessary_wraps, reason = "as a driver's reads")]
+    fn read(source: Source, bytes: &mut [u8]) -> Result<(), Errno> {
+        let byte = byte_of(source);
+        bytes.iter_mut().enumerate().for_each(|(index, at)| *at = byte(index));
+        Ok(())
+    }
+
+    /// All bytes of the plan, whatever they lie in.
+    fn bytes_of(outbox: &Outbox) -> Vec<u8> {
+        let mut all = Vec::new();
+        for piece in outbox.plan() {
+            match piece {
+                SendPiece::Bytes(bytes) => all.extend(bytes),
+                SendPiece::Segment(Segment { source: Source::Zero, length }) => {
+                    all.resize(all.len() + length as usize, 0);
+                }
+                SendPiece::Segment(Segment { source, length }) => {
+                    all.extend((0..length as usize).map(byte_of(source)));
+                }
+            }
+        }
+        all
+    }
+
+    /// A preface; request 1 with all kinds of payload, 2 with none, 3 with data.
+    fn sample() -> Outbox {
+        let mut outbox = outbox();
+        outbox.preface.extend(b"hello");
+        outbox.reply(1, 11, None);
+        for segment in [data(5, 30), template(9, 20), zero(10), data(70, 1)] {
+            outbox.payload(segment);
+        }
+        outbox.reply(2, 12, Some(Errno::Io));
+        outbox.reply(3, 13, None);
+        outbox.payload(data(90, 7));
+        outbox
+    }
+
+    #[test]
+    fn replies_go_out_in_order_however_few_bytes_at_a_time() {
+        let expected = bytes_of(&sample());
+        assert_eq!(expected.len(), 5 + 3 * 16 + 61 + 7);
+        assert_eq!(expected[5..21], simple_reply(0, 11));
+        assert_eq!(expected[82..98], simple_reply(5, 12));
+        for is_loaded in [false, true] {
+            for step in [1, 3, 16, 50, expected.len()] {
+                let mut outbox = sample();
+                if is_loaded {
+                    assert_eq!(outbox.load(true, 1000, &mut read), Ok(true));
+                }
+                let mut answered = Vec::new();
+                for at in (0..expected.len()).step_by(step) {
+                    assert_eq!(bytes_of(&outbox), expected[at..]);
+                    let count = step.min(expected.len() - at) as u64;
+                    let end = at as u64 + count;
+                    outbox.sent(count, &mut |request| answered.push((request, end)));
+                    let unsent = |from: u64, to: u64| to.saturating_sub(end.max(from));
+                    assert_eq!(outbox.payload_bytes(), unsent(21, 82) + unsent(114, 121));
+                }
+                assert!(outbox.is_empty() && !outbox.has_spilled() && !outbox.has_mutable());
+                let ends = |end: u64| end.next_multiple_of(step as u64).min(121);
+                assert_eq!(answered, [(1, ends(82)), (2, ends(98)), (3, ends(121))]);
+            }
+        }
+    }
+
+    #[test]
+    fn an_outbox_has_room_for_as_much_as_may_wait() {
+        assert_eq!(outbox().pieces.capacity(), 2 * (256 + 1) + 2 * 256);
+    }
+
+    #[test]
+    fn what_may_change_is_loaded_and_what_may_not_only_if_all_is() {
+        let mut outbox = sample();
+        let expected = bytes_of(&outbox);
+        assert!(outbox.has_mutable() && !outbox.has_spilled());
+        assert_eq!(outbox.load(false, 37, &mut read), Ok(false), "38 bytes are in the data file");
+        assert_eq!(outbox.load(false, 38, &mut read), Ok(true));
+        assert!(!outbox.has_mutable() && outbox.has_spilled());
+        assert_eq!((outbox.spill.len(), outbox.spill_bytes()), (38, 64));
+        assert_eq!((outbox.payload_bytes(), bytes_of(&outbox)), (68, expected.clone()));
+        // What is there already is not loaded again.
+        assert_eq!(outbox.load(true, 20, &mut read), Ok(true));
+        assert_eq!((outbox.spill.len(), bytes_of(&outbox)), (58, expected));
+        outbox.sent(121 - 1, &mut |_| {});
+        assert!(outbox.has_spilled());
+        outbox.sent(1, &mut |_| {});
+        assert_eq!((outbox.has_spilled(), outbox.spill.len()), (false, 0));
+        assert!(outbox.spill_bytes() > 0, "kept for the next time");
+    }
+
+    #[test]
+    fn a_large_spill_is_given_back_once_it_is_sent() {
+        for (length, capacity, kept) in
+            [((1 << 20) + 1, 2 << 20, 2 << 20), (2 << 20, 2 << 20, 2 << 20), (3 << 20, 3 << 20, 0)]
+        {
+            let mut outbox = outbox();
+            outbox.reply(1, 1, None);
+            outbox.payload(data(0, length));
+            assert_eq!(outbox.load(false, length, &mut read), Ok(true));
+            assert_eq!(outbox.spill_bytes(), capacity);
+            outbox.sent(16 + length, &mut |_| {});
+            assert_eq!(outbox.spill_bytes(), kept);
+        }
+    }
+
+    #[test]
+    fn a_segment_that_cannot_be_read_turns_its_reply_into_an_error() {
+        let fail_at = |bad: u64| {
+            move |source: Source, bytes: &mut [u8]| match source {
+                Source::Data { offset } if offset == bad => Err(Errno::Io),
+                source => read(source, bytes),
+            }
+        };
+        // The last segment of the first reply: what was loaded of it is dropped.
+        let mut failed = sample();
+        assert_eq!(failed.load(true, 1000, &mut fail_at(70)), Ok(true));
+        let mut expected = outbox();
+        expected.preface.extend(b"hello");
+        expected.reply(1, 11, Some(Errno::Io));
+        expected.reply(2, 12, Some(Errno::Io));
+        expected.reply(3, 13, None);
+        expected.payload(data(90, 7));
+        assert_eq!(bytes_of(&failed), bytes_of(&expected));
+        assert_eq!((failed.payload_bytes(), failed.has_mutable()), (7, false));
+        let mut answered = Vec::new();
+        failed.sent(5 + 3 * 16 + 7, &mut |request| answered.push(request));
+        assert_eq!((answered, failed.has_spilled()), (vec![1, 2, 3], false));
+
+        let mut failed = sample();
+        assert_eq!(failed.load(false, 1000, &mut fail_at(90)), Ok(true));
+        assert_eq!(bytes_of(&failed)[98..], simple_reply(5, 13));
+        assert_eq!((failed.payload_bytes(), failed.spilled), (61, 2));
+
+        // Once a byte of its header is out, it is too late; a byte of the preface is not one of them.
+        for (sent, is_late) in
+            [(4, false), (5, false), (6, true), (20, true), (21, true), (30, true)]
+        {
+            let mut failed = sample();
+            failed.sent(sent, &mut |_| {});
+            let loaded = failed.load(false, 1000, &mut fail_at(70));
+            assert_eq!(loaded, if is_late { Err(ReplyBegun) } else { Ok(true) }, "{sent}");
+        }
+    }
+
+    #[test]
+    fn what_was_appended_is_taken_back() {
+        let mut outbox = sample();
+        let expected = bytes_of(&outbox);
+        let (len, payload_bytes) = (outbox.len(), outbox.payload_bytes());
+        outbox.reply(4, 14, None);
+        outbox.payload(data(1, 3));
+        outbox.payload(zero(4));
+        assert_eq!((outbox.payload_bytes(), outbox.mutable), (payload_bytes + 7, 4));
+        outbox.cut(len);
+        assert_eq!((outbox.payload_bytes(), outbox.mutable), (payload_bytes, 3));
+        assert_eq!(bytes_of(&outbox), expected);
+    }
+
+    #[test]
+    fn a_client_that_is_gone_is_owed_nothing() {
+        let mut outbox = sample();
+        assert_eq!(outbox.load(false, 1000, &mut read), Ok(true));
+        let mut answered = Vec::new();
+        outbox.clear(&mut |request| answered.push(request));
+        assert_eq!(answered, [1, 2, 3]);
+        assert!(outbox.is_empty() && !outbox.has_spilled() && !outbox.has_mutable());
+        assert_eq!((outbox.payload_bytes(), outbox.spill_bytes()), (0, 0));
+    }
+}
