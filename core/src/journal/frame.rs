@@ -447,13 +447,16 @@ mod tests {
             ((entry((1 << 40) - 1, 1, Content::Zero)), FrameError::Range),
             (entry(0, 3, Content::Slots(SlotId(SLOTS_MAX - 2))), FrameError::Range),
             (entry(0, 0, Content::Slots(SlotId(0))), FrameError::Range),
+            (entry(0, u64::from(SLOTS_MAX) + 1, Content::Slots(SlotId(0))), FrameError::Range),
             ([0; 16], FrameError::Kind),
             ([0xff; 16], FrameError::Kind),
         ] {
             assert_eq!(Entry::parse(&bytes), Err(error));
         }
-        let last = Content::Slots(SlotId(SLOTS_MAX - 2));
-        assert!(Entry::parse(&entry(0, 2, last)).is_ok());
+        for (first, count) in [(SLOTS_MAX - 2, 2), (SLOTS_MAX / 2, 100), (0, SLOTS_MAX)] {
+            let slots = Content::Slots(SlotId(first));
+            assert!(Entry::parse(&entry(0, count.into(), slots)).is_ok());
+        }
     }
 
     /// The frame of some entries that carries blocks, each of bytes of its slot's number.
@@ -553,6 +556,7 @@ mod tests {
         let [slots, zero, provisioned] = entries().try_into().unwrap();
         let mut buffer = FrameBuffer::reusing(std::vec![1; 100]);
         assert_eq!((buffer.entries(), buffer.iter().count()), (0, 0));
+        assert_eq!(buffer.bytes.capacity(), 100);
         buffer.push(&slots);
         buffer.push(&zero);
         assert_eq!(buffer.entries(), 2);

@@ -386,6 +386,7 @@ fn what_an_index_may_not_say_is_refused() {
     assert_eq!(refused(&[(0, 1, 1)], &[]), Some((At::Frame(0), Fault::Count)));
     assert_eq!(refused(&[(0, 17, 1)], &[(65536, 0)]), Some((At::Frame(1), Fault::Count)));
     assert_eq!(refused(&[(0, 1, 2)], &[(4096, 0)]), Some((At::Frame(0), Fault::Count)));
+    assert_eq!(refused(&[(0, 1, 1)], &[(4096, 0), (0, 1)]), Some((At::Frame(0), Fault::Count)));
     for (frame, fault) in [
         ((4096, 2), Fault::Kind),
         ((8192, 0), Fault::FrameLength),
