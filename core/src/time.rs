@@ -20,3 +20,18 @@ impl Instant {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_neither_ends_nor_runs_backwards() {
+        let (one, two) = (Instant(1_000_000_001), Instant(3_000_000_003));
+        assert_eq!(two.since(one), Duration::new(2, 2));
+        assert_eq!(one.since(two), Duration::ZERO);
+        assert_eq!(one.after(Duration::new(2, 2)), two);
+        assert_eq!(one.after(Duration::MAX), Instant(u64::MAX));
+        assert_eq!(Instant(u64::MAX - 1).after(Duration::from_nanos(2)), Instant(u64::MAX));
+    }
+}
