@@ -396,6 +396,10 @@ mod tests {
         inner.cover_zeroes(1 << 20, false);
         assert_eq!(keeps(&inner), [(1, 4..104)]);
         assert_eq!(inner.extent.slots(), 1);
+        let mut across = request(100..4200);
+        across.cover_zeroes(1 << 20, false);
+        assert_eq!(across.extent.zero, 2..2, "no whole block: nothing is cut in two");
+        assert_eq!(keeps(&across), [(0, 100..4096), (1, 0..104)]);
     }
 
     #[test]
