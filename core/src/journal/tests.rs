@@ -1,5 +1,7 @@
 //! The journal and recovery together, over files that keep what they are told.
 
+mod files;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::vec;
@@ -488,113 +490,4 @@ fn the_first_failure_is_final() {
     assert_eq!(overlay.durable(visible, KEY), Err(Errno::Io));
     assert_eq!(overlay.reserve(&written(0..1), KEY, &mut Vec::new()), Err(Errno::Io));
     assert!(overlay.poll_task().is_none() && overlay.has_failed());
-}
-
-/// Two records; answers the files, and the length of the first.
-fn two_records() -> (Files, usize) {
-    let mut files = Files::new();
-    let (mut overlay, _) = files.recover().unwrap();
-    for blocks in [0..4, 100..101] {
-        files.change(&mut overlay, &written(blocks));
-        overlay.flush();
-        files.work(&mut overlay);
-    }
-    (files, PAGE_BYTES)
-}
-
-#[test]
-fn a_torn_last_record_is_cut_and_a_hole_before_the_last_is_a_refusal() {
-    let (files, length) = two_records();
-    let mut torn = files.clone();
-    torn.file(JournalFile::Segment(false))[length + 70] ^= 1;
-    let (overlay, report) = torn.recover().unwrap();
-    assert_eq!((report.records, report.cut), (1, true));
-    assert_eq!(overlay.entry(100), Entry::Template);
-    let mut holed = files.clone();
-    holed.file(JournalFile::Segment(false))[70] ^= 1;
-    let damage = Damage::Hole { next: length as u64 };
-    let refusal = Refusal::Damaged { file: JournalFile::Segment(false), offset: 0, damage };
-    assert_eq!(holed.recover().unwrap_err(), refusal);
-    let text = "journal.0: damaged at byte 0: no whole record is here, but there is one behind it, \
-                at byte 4096";
-    assert_eq!(std::format!("{refusal}"), text);
-}
-
-#[test]
-fn recovery_writes_the_last_record_and_the_superblock_once_more() {
-    let (mut files, length) = two_records();
-    let before = files.files.clone();
-    let mut recovery = Recovery::new(config(), [7; 32], files.data.len() as u32, limits());
-    let mut written = Vec::new();
-    while let Some(step) = recovery.poll() {
-        let mut read = Vec::new();
-        match step {
-            Step::Read { file, .. } => read = files.file(file).clone(),
-            Step::Write { file, offset, bytes } => {
-                assert!(before[&file][offset as usize..].starts_with(&bytes), "as it was");
-                written.push((file, offset));
-            }
-            Step::Sync { file } => assert_eq!(file, written.last().unwrap().0),
-            Step::WriteData { .. } => unreachable!("nothing is carried"),
-        }
-        recovery.handle(Ok(&read)).unwrap();
-    }
-    let record = (JournalFile::Segment(false), length as u64);
-    assert_eq!(written, [(JournalFile::Superblock, 0), record]);
-}
-
-#[test]
-fn every_refusal_says_what_is_wrong_and_where() {
-    let (files, _) = two_records();
-    let refusal = |change: &dyn Fn(&mut Files)| {
-        let mut files = files.clone();
-        change(&mut files);
-        files.recover().map(|_| ()).unwrap_err()
-    };
-    let damaged = |file, offset, damage| Refusal::Damaged { file, offset, damage };
-    let checkpoint = JournalFile::Checkpoint(false);
-    let checksum = Damage::Frame(FrameError::Checksum);
-    assert_eq!(
-        refusal(&|files| files.file(JournalFile::Superblock)[500] = 1),
-        Refusal::Superblock(SuperblockError::Checksum)
-    );
-    assert_eq!(
-        refusal(&|files| files.file(checkpoint)[4095] = 1),
-        damaged(checkpoint, 0, checksum)
-    );
-    assert_eq!(
-        refusal(&|files| files.file(checkpoint).clear()),
-        damaged(checkpoint, 0, Damage::Frame(FrameError::Short))
-    );
-    assert_eq!(
-        refusal(&|files| files.file(JournalFile::Segment(true)).truncate(5)),
-        damaged(JournalFile::Segment(true), 5, Damage::Frame(FrameError::Short))
-    );
-    assert_eq!(
-        refusal(&|files| files.data.truncate(2)),
-        Refusal::DataShort { needed: 5, there: 2 }
-    );
-    let other = files.clone();
-    let mut recovery = Recovery::new(config(), [8; 32], 16, limits());
-    assert_eq!(recovery.handle(Ok(&other.files[&JournalFile::Superblock])), Err(Refusal::Template));
-    let mut recovery = Recovery::new(config(), [7; 32], 16, limits());
-    let storage = Refusal::Storage { file: JournalFile::Superblock, error: Errno::Io };
-    assert_eq!(recovery.handle(Err(Errno::Io)), Err(storage));
-}
-
-#[test]
-fn records_of_a_segments_previous_life_do_not_count() {
-    let mut files = Files::new();
-    let (mut overlay, _) = files.recover().unwrap();
-    while overlay.generation() < 3 {
-        files.change(&mut overlay, &written(0..1));
-        overlay.flush();
-        files.work(&mut overlay);
-    }
-    let segment = files.file(JournalFile::Segment(true));
-    let pages = segment.chunks(PAGE_BYTES).filter_map(|page| Frame::parse(page).ok());
-    let lives: Vec<_> = pages.map(|frame| frame.header.generation).collect();
-    assert!(lives.contains(&1) && lives.contains(&3), "{lives:?}");
-    let (again, _) = files.recover().unwrap();
-    assert!(map_of(&again) == map_of(&overlay));
 }
