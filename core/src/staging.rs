@@ -91,3 +91,63 @@ impl Staging {
         self.tail += count;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A buffer that has received the first bytes of this.
+    fn received(capacity: u32, count: usize) -> Staging {
+        let mut staging = Staging::new(capacity);
+        (0..count).for_each(|index| staging.room_mut()[index] = index as u8);
+        staging.received(count);
+        staging
+    }
+
+    #[test]
+    fn bytes_come_out_as_they_went_in() {
+        let mut staging = received(20, 10);
+        assert_eq!((staging.unread(), staging.room()), (&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9][..], 10));
+        assert_eq!(staging.consume(3), 0..3);
+        assert_eq!((staging.at(1..3), staging.unread().len()), (&[1, 2][..], 7));
+        staging.room_mut()[..2].fill(70);
+        staging.received(2);
+        assert_eq!((staging.unread(), staging.room()), (&[3, 4, 5, 6, 7, 8, 9, 70, 70][..], 8));
+        assert_eq!(staging.room_mut().len(), 8);
+    }
+
+    #[test]
+    fn what_is_held_stays_where_it_is() {
+        let mut staging = received(20, 10);
+        staging.hold();
+        staging.hold();
+        assert_eq!(staging.consume(10), 0..10);
+        assert!(staging.fits(10) && !staging.fits(11));
+        assert_eq!(staging.make_room(), 10);
+        staging.unhold();
+        assert_eq!((staging.make_room(), staging.at(0..2)), (10, &[0, 1][..]));
+        staging.unhold();
+        assert!(staging.fits(20) && !staging.fits(21));
+        assert_eq!((staging.make_room(), staging.unread().len()), (20, 0));
+    }
+
+    #[test]
+    fn unread_bytes_move_when_they_are_few_or_there_is_no_other_room() {
+        // Received, consumed of it, and the room there is then.
+        for (count, consumed, room) in
+            [(10, 4, 10), (10, 5, 15), (10, 9, 19), (20, 1, 1), (20, 0, 0), (10, 0, 10)]
+        {
+            let mut staging = received(20, count);
+            staging.consume(consumed);
+            assert_eq!(staging.make_room(), room, "{count} {consumed}");
+            assert_eq!(staging.unread()[0], consumed as u8);
+            assert_eq!(staging.unread().len(), count - consumed);
+        }
+        // Few is a page at most.
+        for (unread, room) in [(4096, 20_000 - 4096), (4097, 5000)] {
+            let mut staging = received(20_000, 15_000);
+            staging.consume(15_000 - unread);
+            assert_eq!(staging.make_room(), room);
+        }
+    }
+}

@@ -7,12 +7,13 @@ use std::ops::Range;
 use std::vec;
 use std::vec::Vec;
 
-use super::frame::{Frame, FrameError, PAGE_BYTES};
+use super::frame::{Content, Frame, FrameError, PAGE_BYTES};
 use super::recovery::{Damage, Recovered, Recovery, Refusal, Step, blank};
 use super::superblock::{Identity, SuperblockError};
 use super::{Action, JournalFile, Lane, Task};
 use crate::map::Entry;
 use crate::overlay::{Conflict, Extent, Reserve, SessionKey};
+use crate::slot::SlotId;
 use crate::{Errno, JournalLimits, Overlay, OverlayConfig, SpaceLimits};
 
 const KEY: SessionKey = SessionKey(1);
@@ -48,20 +49,24 @@ struct Files {
     synced: Vec<u8>,
     /// How often a barrier synced it.
     syncs: u32,
-    carried_slots_max: u32,
+    limits: JournalLimits,
 }
 
 impl Files {
     fn new() -> Self {
+        Self::with(SEGMENT_BYTES, limits())
+    }
+
+    fn with(segment_bytes: u64, limits: JournalLimits) -> Self {
         let identity = Identity {
             sheet: 4711,
             size_bytes: config().size_bytes,
             template_bytes: config().template_bytes,
             template_id: [7; 32],
-            segment_bytes: SEGMENT_BYTES,
+            segment_bytes,
         };
         let blank = blank(&identity);
-        let segment = vec![0; SEGMENT_BYTES as usize];
+        let segment = vec![0; segment_bytes as usize];
         let files = BTreeMap::from([
             (JournalFile::Superblock, blank.superblock),
             (JournalFile::Checkpoint(false), blank.checkpoint),
@@ -69,7 +74,7 @@ impl Files {
             (JournalFile::Segment(false), segment.clone()),
             (JournalFile::Segment(true), segment),
         ]);
-        Self { files, data: Vec::new(), synced: Vec::new(), syncs: 0, carried_slots_max: 0 }
+        Self { files, data: Vec::new(), synced: Vec::new(), syncs: 0, limits }
     }
 
     /// Of the data file, nothing is left that was not synced.
@@ -93,8 +98,8 @@ impl Files {
     }
 
     fn recover_as(&mut self, config: OverlayConfig) -> Result<(Overlay, Recovered), Refusal> {
-        let limits = JournalLimits { carried_slots_max: self.carried_slots_max, ..limits() };
-        let mut recovery = Recovery::new(config, [7; 32], self.data.len() as u32, limits);
+        let (slots, limits) = (self.data.len() as u32, self.limits.clone());
+        let mut recovery = Recovery::new(config, [7; 32], slots, limits);
         while let Some(step) = recovery.poll() {
             let mut read = Vec::new();
             match step {
@@ -160,6 +165,11 @@ impl Files {
             self.work(overlay);
         }
     }
+}
+
+/// A sheet whose records carry so many slots.
+fn carrying(carried_slots_max: u32) -> Files {
+    Files::with(SEGMENT_BYTES, JournalLimits { carried_slots_max, ..limits() })
 }
 
 /// A sheet that nothing was written to, and the size of its device, for tests of others.
@@ -234,6 +244,37 @@ fn a_barrier_begins_by_itself_when_many_slots_wait_for_one() {
 }
 
 #[test]
+fn a_barrier_begins_by_itself_when_three_quarters_of_the_room_are_taken() {
+    // Of 400 edits or 800 slots: so many publishes of so many blocks each, with one block between two of them.
+    for (publishes, blocks, begins) in
+        [(300, 1, false), (301, 1, true), (1, 600, false), (1, 601, true)]
+    {
+        let limits = JournalLimits { queue_entries_max: 400, fresh_slots_max: 800, ..limits() };
+        let mut files = Files::with(SEGMENT_BYTES, limits);
+        let (mut overlay, _) = files.recover().unwrap();
+        for publish in 0..publishes {
+            let block = publish * (blocks + 1);
+            files.change(&mut overlay, &written(block..block + blocks));
+        }
+        assert_eq!(overlay.poll_task().is_some(), begins, "{publishes} of {blocks}");
+    }
+}
+
+#[test]
+fn no_more_slots_wait_for_a_record_than_may() {
+    let limits = JournalLimits { fresh_slots_max: 1000, ..limits() };
+    for (before, waits) in [(0, false), (1, true)] {
+        let mut files = Files::with(SEGMENT_BYTES, limits.clone());
+        let (mut overlay, _) = files.recover().unwrap();
+        files.change(&mut overlay, &written(1100..1100 + before));
+        files.change(&mut overlay, &written(0..1000));
+        // The harness works for the journal when a publish has to wait.
+        let (_, report) = files.recover().unwrap();
+        assert_eq!(report.records, u64::from(waits));
+    }
+}
+
+#[test]
 fn no_publish_is_taken_in_that_may_not_fit_the_queue() {
     let mut files = Files::new();
     let (mut overlay, _) = files.recover().unwrap();
@@ -275,7 +316,7 @@ fn a_block_that_is_written_over_and_over_takes_one_edit_and_two_slots() {
 
 #[test]
 fn a_record_of_few_slots_carries_them_and_they_are_put_back() {
-    let mut files = Files { carried_slots_max: 4, ..Files::new() };
+    let mut files = carrying(4);
     let (mut overlay, _) = files.recover().unwrap();
     let flushed = |files: &mut Files, overlay: &mut Overlay, extent: &Extent, version: u8| {
         let before = files.syncs;
@@ -367,6 +408,116 @@ fn a_sheet_comes_back_under_a_quota_that_it_exceeds_and_a_trim_makes_room() {
     files.change(&mut overlay, &zeroed(0..7, false));
     files.change(&mut overlay, &written(10..11));
     overlay.audit();
+}
+
+#[test]
+fn what_a_record_carries_counts_in_the_half_of_a_segment() {
+    let mut files = carrying(4);
+    let (mut overlay, _) = files.recover().unwrap();
+    // A page without blocks, since the file has just grown; then five pages, and five that are too many for the half.
+    for (blocks, generation) in [(0..8, 0), (0..4, 0), (4..8, 1)] {
+        files.change(&mut overlay, &written(blocks));
+        overlay.flush();
+        files.work(&mut overlay);
+        assert_eq!(overlay.generation(), generation);
+    }
+    let (_, report) = files.recover().unwrap();
+    assert_eq!((report.records, report.restored), (1, 4));
+}
+
+#[test]
+fn a_record_that_would_be_longer_than_a_frame_carries_nothing() {
+    let limits = JournalLimits { carried_slots_max: 600, ..limits() };
+    let mut files = Files::with(16 << 20, limits);
+    let (mut overlay, _) = files.recover().unwrap();
+    // The file grows twice; then the slots of the first record are used again.
+    for (blocks, syncs) in [(0..600, 1), (0..600, 2), (0..511, 2), (0..512, 3)] {
+        files.change(&mut overlay, &written(blocks.clone()));
+        overlay.flush();
+        files.work(&mut overlay);
+        assert_eq!(files.syncs, syncs, "{blocks:?}");
+    }
+}
+
+#[test]
+fn a_record_longer_than_half_an_empty_segment_stays_in_it() {
+    let limits = JournalLimits { queue_entries_max: 4092, fresh_slots_max: 1 << 20, ..limits() };
+    let mut files = Files::with(SEGMENT_BYTES, limits);
+    let (mut overlay, _) = files.recover().unwrap();
+    for _ in 0..2100 {
+        files.change(&mut overlay, &written(0..2));
+    }
+    overlay.flush();
+    files.work(&mut overlay);
+    assert_eq!(overlay.generation(), 0);
+    let (again, report) = files.recover().unwrap();
+    assert!(report.edits > 2044 && map_of(&again) == map_of(&overlay));
+}
+
+/// Flushes until a checkpoint has been written.
+fn complete_checkpoint(files: &mut Files, overlay: &mut Overlay) {
+    let before = overlay.generation();
+    while overlay.generation() == before {
+        files.change(overlay, &written(BLOCKS - 1..BLOCKS));
+        overlay.flush();
+        files.work(overlay);
+    }
+}
+
+#[test]
+fn a_checkpoint_is_written_in_sections_of_joined_runs() {
+    let mut files = Files::new();
+    let (mut overlay, _) = files.recover().unwrap();
+    // All of it alike, and more than a leaf of the map has.
+    files.change(&mut overlay, &zeroed(0..1100, false));
+    complete_checkpoint(&mut files, &mut overlay);
+    let (_, report) = files.recover().unwrap();
+    assert_eq!((report.sections, report.checkpoint_entries), (1, 2));
+    // A run for each of 120 blocks and what is between them: 50 of them for each section.
+    for block in 0..120 {
+        files.change(&mut overlay, &written(2 * block..2 * block + 1));
+    }
+    complete_checkpoint(&mut files, &mut overlay);
+    let (again, report) = files.recover().unwrap();
+    assert_eq!(report.sections, 5);
+    assert!(map_of(&again) == map_of(&overlay));
+}
+
+#[test]
+fn entries_are_joined_if_they_are_one_run() {
+    let slots =
+        |block, count, first| super::Entry { block, count, content: Content::Slots(SlotId(first)) };
+    let alike = |block, count, content| super::Entry { block, count, content };
+    for (next, joined) in [
+        (slots(2, 4, 5), Some(6)),
+        (slots(3, 4, 5), None),
+        (slots(2, 4, 6), None),
+        (alike(2, 4, Content::Zero), None),
+    ] {
+        let mut entry = slots(0, 2, 3);
+        assert_eq!(entry.absorb(&next), joined.is_some());
+        assert_eq!(entry, slots(0, joined.unwrap_or(2), 3));
+    }
+    let mut zero = alike(7, 2, Content::Zero);
+    assert!(!zero.absorb(&alike(9, 1, Content::ZeroProvisioned)));
+    assert!(zero.absorb(&alike(9, 1, Content::Zero)));
+    assert_eq!(zero, alike(7, 3, Content::Zero));
+}
+
+#[test]
+fn space_that_a_write_has_only_claimed_is_set_aside_after_a_crash() {
+    let mut files = Files::new();
+    let (mut overlay, _) = files.recover().unwrap();
+    files.change(&mut overlay, &zeroed(0..4, true));
+    overlay.flush();
+    files.work(&mut overlay);
+    let mut runs = Vec::new();
+    let claimed = overlay.reserve(&written(0..4), KEY, &mut runs).unwrap();
+    assert!(matches!(claimed, Reserve::Granted(_)));
+    assert_eq!(overlay.entry(0), Entry::ZeroClaimed);
+    complete_checkpoint(&mut files, &mut overlay);
+    let (again, _) = files.recover().unwrap();
+    assert_eq!([0, 3].map(|block| again.entry(block)), [Entry::ZeroProvisioned; 2]);
 }
 
 #[test]

@@ -1,8 +1,7 @@
 //! What recovery makes of files, and which it refuses.
 
 use super::*;
-use crate::journal::frame::{self, Content, FrameBuffer, FrameHeader, FrameKind};
-use crate::slot::SlotId;
+use crate::journal::frame::{self, FrameBuffer, FrameHeader, FrameKind};
 
 /// Two records; answers the files, and the length of the first.
 fn two_records() -> (Files, usize) {
