@@ -175,3 +175,31 @@ const QUEUE_ENTRIES_MAX: u32 = 131_000;
 const _: () = assert!(QUEUE_ENTRIES_MAX >= JournalLimits::publish_entries_max(PAYLOAD_BYTES_MAX));
 const _: () = assert!(frame_bytes(QUEUE_ENTRIES_MAX as usize) <= FRAME_BYTES_MAX);
 const _: () = assert!(SEGMENT_BYTES >= 4 * frame_bytes(QUEUE_ENTRIES_MAX as usize) as u64);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What docs/operations.md and docs/formats.md say in figures.
+    #[test]
+    fn production_has_these_bounds() {
+        assert_eq!((PAYLOAD_BYTES_MAX, DEVICE_BYTES_MAX), (67_108_864, 1_125_899_906_842_624));
+        assert_eq!((OPTION_BYTES_MAX, OPTION_SKIP_BYTES_MAX), (8192, 1_048_576));
+        assert_eq!(HANDSHAKE_REPLY_BYTES_MAX, 262_144);
+        assert_eq!((SEGMENT_BYTES, SEGMENT_BYTES_MAX), (8_388_608, 67_108_864));
+        assert_eq!((GROWTH_SLOTS_MIN, GROWTH_SLOTS_MAX), (256, 16_384));
+        let Limits { staging_bytes, direct_bytes_min, unsent_bytes_max, .. } = Limits::default();
+        assert_eq!(
+            (staging_bytes, direct_bytes_min, unsent_bytes_max),
+            (262_144, 32_768, 1_048_576)
+        );
+        let SpaceLimits { hole_slots, punch_slots_max, spare_slots, .. } = SpaceLimits::default();
+        assert_eq!((hole_slots, punch_slots_max, spare_slots), (16, 2048, 98_304));
+        let JournalLimits { fresh_slots_max, limbo_slots_max, .. } = JournalLimits::default();
+        assert_eq!((fresh_slots_max, limbo_slots_max), (1_048_576, 65_536));
+        // A run for every block, the zeroes between them, and both ends.
+        assert_eq!(JournalLimits::publish_entries_max(8 * 4096), 12);
+        assert_eq!(SpaceLimits::growing_by(7).growth_slots_max, 16_384);
+        assert_eq!(SpaceLimits::growing_by(7).hole_slots, 0);
+    }
+}

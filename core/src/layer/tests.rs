@@ -530,6 +530,8 @@ fn the_topmost_layer_that_has_a_block_counts() {
         }
         assert_eq!(found[..BLOCKS as usize], model);
         assert!(stack.pieces().iter().all(|piece| piece.count > 0));
+        let covered: u64 = stack.pieces().iter().map(|piece| piece.count).sum();
+        assert_eq!(covered, model.iter().flatten().count() as u64);
         for pair in stack.pieces().windows(2) {
             assert!(pair[0].end() <= pair[1].block, "in order");
             assert!(pair[0].end() < pair[1].block || pair[0].origin != pair[1].origin, "joined");
