@@ -131,6 +131,7 @@ mod tests {
         pins.take(Epoch(4));
         pins.take(Epoch(9));
         pins.release(Epoch(4));
+        assert!(!pins.is_empty());
         assert_eq!(cell.oldest(), Some(Epoch(1)));
         pins.release(Epoch(1));
         assert_eq!(cell.oldest(), Some(Epoch(1)));

@@ -688,3 +688,25 @@ fn after_a_growth_that_failed_the_data_file_grows_by_what_is_needed_only() {
     // It went well: ahead of need again, from the second extent on.
     assert_eq!(growth(&mut overlay), Some(512));
 }
+
+#[test]
+fn a_claim_of_neighbours_is_one() {
+    let mut overlay = overlay(1 << 20, 0, u64::MAX);
+    for blocks in [0..4, 8..12] {
+        change(&mut overlay, &zeroed(blocks, true)).unwrap();
+    }
+    let claimed = |overlay: &Overlay| -> Vec<_> {
+        overlay.claims.iter().map(|claim| (claim.blocks.start, claim.blocks.end)).collect()
+    };
+    let (mut runs, grant) = reserve(&mut overlay, &written(2..10)).unwrap();
+    assert_eq!(claimed(&overlay), [(2, 4), (8, 10)]);
+    // Another write's blocks are its own, though they lie beside these.
+    let (mut others, other) = reserve(&mut overlay, &written(10..12)).unwrap();
+    assert_eq!(claimed(&overlay), [(2, 4), (8, 10), (10, 12)]);
+    overlay.release(&mut runs, grant);
+    assert_eq!(claimed(&overlay), [(10, 12)]);
+    overlay.release(&mut others, other);
+    assert_eq!(claimed(&overlay), []);
+    overlay.audit();
+    assert_eq!([2, 3, 8, 11].map(|block| overlay.entry(block)), [Entry::ZeroProvisioned; 4]);
+}
