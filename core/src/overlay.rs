@@ -667,6 +667,7 @@ impl Overlay {
             let is_over = entry == Entry::ZeroClaimed && !blocks.clone().all(is_claimed);
             assert!(!is_over, "what nobody claims any more is set aside: {blocks:?}");
         });
+        assert!(counts.filling > 0 || self.claims.is_empty(), "whoever claims has slots to fill");
         // An overcommitted reservation would break the promise that a later write finds a slot.
         let there = [counts.free, counts.displaced, counts.filling, self.perhaps_free()];
         assert!(there.into_iter().map(u64::from).sum::<u64>() >= self.map.tally().reserved);

@@ -708,5 +708,7 @@ fn a_claim_of_neighbours_is_one() {
     overlay.release(&mut others, other);
     assert_eq!(claimed(&overlay), []);
     overlay.audit();
-    assert_eq!([2, 3, 8, 11].map(|block| overlay.entry(block)), [Entry::ZeroProvisioned; 4]);
+    change(&mut overlay, &written(2..4)).unwrap();
+    assert_eq!(claimed(&overlay), [], "it is over as well when it is published");
+    assert_eq!([0, 1, 8, 11].map(|block| overlay.entry(block)), [Entry::ZeroProvisioned; 4]);
 }
