@@ -219,6 +219,20 @@ mod tests {
     }
 
     #[test]
+    fn numbers_are_those_of_the_protocol() {
+        let errors =
+            [REP_ERR_UNSUP, REP_ERR_INVALID, REP_ERR_UNKNOWN, REP_ERR_SHUTDOWN, REP_ERR_TOO_BIG];
+        assert_eq!(errors.map(|error| error ^ 0x8000_0000), [1, 3, 6, 7, 9]);
+        assert_eq!((REP_ACK, REP_SERVER, REP_INFO), (1, 2, 3));
+        assert_eq!([OPT_EXPORT_NAME, OPT_ABORT, OPT_LIST, OPT_INFO, OPT_GO], [1, 2, 3, 6, 7]);
+        assert_eq!([CMD_FLAG_FUA, CMD_FLAG_NO_HOLE, CMD_FLAG_FAST_ZERO], [1, 2, 16]);
+        let commands =
+            [CMD_READ, CMD_WRITE, CMD_DISC, CMD_FLUSH, CMD_TRIM, CMD_CACHE, CMD_WRITE_ZEROES];
+        assert_eq!(commands, [0, 1, 2, 3, 4, 5, 6]);
+        assert_eq!(REQUEST_MAGIC.to_be_bytes(), [0x25, 0x60, 0x95, 0x13]);
+    }
+
+    #[test]
     fn a_simple_reply_is_magic_error_cookie() {
         let bytes = simple_reply(28, 7);
         assert_eq!(bytes, [0x67, 0x44, 0x66, 0x98, 0, 0, 0, 28, 0, 0, 0, 0, 0, 0, 0, 7]);
