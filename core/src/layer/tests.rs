@@ -219,6 +219,8 @@ fn every_bound_of_a_footer_is_where_it_is_said_to_be() {
     for name in ["a".repeat(255), String::new()] {
         assert_eq!(judged(|footer| footer.parent = Some(Parent { name, ..parent(footer) })), None);
     }
+    let kind = ParentKind::Layer;
+    assert_eq!(judged(|footer| footer.parent = Some(Parent { kind, ..parent(footer) })), None);
 
     // The sections lie side by side between the header and the footer.
     for (change, found) in [
