@@ -74,7 +74,7 @@ fn a_layer_reads_as_it_was_written() {
     assert_eq!(index.window(6), Window { data: 8, zero: 16 });
     assert_eq!(index.frame(1).unwrap().offset, 4096 + 11 * 4096);
     assert_eq!(index.frame(5), None);
-    assert_eq!(WINDOW_BYTES, 64 << 10);
+    assert_eq!((WINDOW_BYTES, footer::SUFFIX_BYTES), (65_536, 262_144));
     assert!(footer::is_layer(&file, &[]) && footer::is_layer(&[], &file[file.len() - 4096..]));
 }
 
