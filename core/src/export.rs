@@ -78,4 +78,22 @@ mod tests {
         export.read_only = true;
         assert_eq!(export.flags(), always | 1 << 1);
     }
+    #[test]
+    fn the_empty_name_is_the_only_export_or_the_one_so_named() {
+        let found = |names: &[&str], name: &[u8]| {
+            let exports = names.iter().map(|name| Export {
+                name: String::from(*name),
+                description: String::new(),
+                size_bytes: 1,
+                read_only: false,
+            });
+            Catalog::new(exports.collect()).find(name)
+        };
+        assert_eq!(
+            [&b""[..], b"a", b"b"].map(|name| found(&["a"], name)),
+            [Some(0), Some(0), None]
+        );
+        assert_eq!(found(&["a", "b"], b""), None);
+        assert_eq!(found(&["a", ""], b""), Some(1));
+    }
 }

@@ -532,13 +532,4 @@ mod tests {
         assert_eq!(answered, (0, Step::Close(CloseReason::RepliesNotRead)));
         assert_eq!(replies.len(), (256 << 10) + 1);
     }
-
-    #[test]
-    fn the_empty_name_is_the_only_export_or_the_one_so_named() {
-        let one = || Catalog::new(vec![export("a", 1, false)]);
-        assert_eq!((one().find(b""), one().find(b"a"), one().find(b"b")), (Some(0), Some(0), None));
-        assert_eq!(catalog().find(b""), None);
-        let named = Catalog::new(vec![export("a", 1, false), export("", 1, false)]);
-        assert_eq!(named.find(b""), Some(1));
-    }
 }

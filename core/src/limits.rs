@@ -180,7 +180,7 @@ const _: () = assert!(SEGMENT_BYTES >= 4 * frame_bytes(QUEUE_ENTRIES_MAX as usiz
 mod tests {
     use super::*;
 
-    /// What docs/operations.md and docs/formats.md say in figures.
+    /// In figures, so that none changes unnoticed.
     #[test]
     fn production_has_these_bounds() {
         assert_eq!((PAYLOAD_BYTES_MAX, DEVICE_BYTES_MAX), (67_108_864, 1_125_899_906_842_624));
@@ -193,8 +193,9 @@ mod tests {
             (staging_bytes, direct_bytes_min, unsent_bytes_max),
             (262_144, 32_768, 1_048_576)
         );
-        let SpaceLimits { hole_slots, punch_slots_max, spare_slots, .. } = SpaceLimits::default();
-        assert_eq!((hole_slots, punch_slots_max, spare_slots), (16, 2048, 98_304));
+        let SpaceLimits { hole_slots, punch_slots_max, spare_slots, quiet_ticks, .. } =
+            SpaceLimits::default();
+        assert_eq!((hole_slots, punch_slots_max, spare_slots, quiet_ticks), (16, 2048, 98_304, 12));
         let JournalLimits { fresh_slots_max, limbo_slots_max, .. } = JournalLimits::default();
         assert_eq!((fresh_slots_max, limbo_slots_max), (1_048_576, 65_536));
         // A run for every block, the zeroes between them, and both ends.

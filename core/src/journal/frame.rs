@@ -390,7 +390,7 @@ impl<'a> Frame<'a> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::error::tests::assert_words_of_their_own;
     use std::vec::Vec;
@@ -407,9 +407,14 @@ mod tests {
             .collect()
     }
 
-    fn frame_of(entries: &[Entry]) -> Vec<u8> {
+    pub(in crate::journal) fn buffer_of(entries: &[Entry]) -> FrameBuffer {
         let mut buffer = FrameBuffer::default();
         entries.iter().for_each(|entry| buffer.push(entry));
+        buffer
+    }
+
+    fn frame_of(entries: &[Entry]) -> Vec<u8> {
+        let buffer = buffer_of(entries);
         assert_eq!(buffer.iter().collect::<Vec<_>>(), entries);
         buffer.finish(&HEADER).0
     }
@@ -461,9 +466,7 @@ mod tests {
 
     /// The frame of some entries that carries blocks, each of bytes of its slot's number.
     fn carrying(entries: &[Entry], blocks: u32) -> Vec<u8> {
-        let mut buffer = FrameBuffer::default();
-        entries.iter().for_each(|entry| buffer.push(entry));
-        let (mut bytes, checksum) = buffer.finish_carrying(&HEADER, blocks);
+        let (mut bytes, checksum) = buffer_of(entries).finish_carrying(&HEADER, blocks);
         let fill = |offset: u64, bytes: &mut [u8]| {
             for (index, block) in bytes.chunks_exact_mut(BLOCK_BYTES as usize).enumerate() {
                 block.fill((offset / u64::from(BLOCK_BYTES)) as u8 + index as u8);
@@ -474,7 +477,7 @@ mod tests {
         assert_eq!(
             Frame::parse(&bytes).unwrap().checksum,
             checksum,
-            "it covers what is carried not"
+            "it does not cover what is carried"
         );
         bytes
     }

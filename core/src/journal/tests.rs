@@ -1,6 +1,6 @@
 //! The journal and recovery together, over files that keep what they are told.
 
-mod files;
+mod recovery;
 
 use std::collections::BTreeMap;
 use std::ops::Range;

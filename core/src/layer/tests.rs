@@ -2,6 +2,8 @@ use std::string::{String, ToString};
 use std::vec;
 use std::vec::Vec;
 
+use sha2::{Digest, Sha256};
+
 use super::footer::{self, FOOTER_BYTES, Footer, Parent, ParentKind, Section};
 use super::index::{self, About, Codec, Content, Index, Run, Window};
 use super::stack::{Origin, Stack};
@@ -304,7 +306,6 @@ fn a_header_is_checked_to_its_last_byte() {
 
 #[test]
 fn an_identity_is_the_hash_of_the_footer() {
-    use sha2::{Digest, Sha256};
     let (index, file) = sample();
     let (_, footer, identity) = index.seal(&about(100 * 4096 + 1)).unwrap();
     let page = file.last_chunk().unwrap();
@@ -327,7 +328,6 @@ fn judged_index(
     frames: &[(u32, u8)],
     gap: i64,
 ) -> Result<Index, (At, Fault)> {
-    use sha2::Digest;
     let mut bytes = Vec::new();
     for (block, count, kind) in runs {
         bytes.extend((block | u64::from(*kind) << 40).to_le_bytes());
@@ -343,7 +343,7 @@ fn judged_index(
     let mut offset = (4096 + stored).strict_add_signed(gap);
     let mut at = 0;
     let mut section = |length: u64| {
-        let digest = sha2::Sha256::digest(&bytes[at..at + length as usize]).into();
+        let digest = Sha256::digest(&bytes[at..at + length as usize]).into();
         let section = Section { offset, length, digest };
         (offset, at) = (offset + length, at + length as usize);
         section

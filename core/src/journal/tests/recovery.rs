@@ -1,7 +1,8 @@
 //! What recovery makes of files, and which it refuses.
 
 use super::*;
-use crate::journal::frame::{self, FrameBuffer, FrameHeader, FrameKind};
+use crate::journal::frame::tests::buffer_of;
+use crate::journal::frame::{self, FrameHeader, FrameKind};
 
 /// Two records; answers the files, and the length of the first.
 fn two_records() -> (Files, usize) {
@@ -127,9 +128,7 @@ fn slots(block: u64, count: u64, first: u32) -> frame::Entry {
 
 /// A frame, and its checksum.
 fn frame(header: FrameHeader, entries: &[frame::Entry]) -> (Vec<u8>, u32) {
-    let mut buffer = FrameBuffer::default();
-    entries.iter().for_each(|entry| buffer.push(entry));
-    buffer.finish(&header)
+    buffer_of(entries).finish(&header)
 }
 
 /// A checkpoint of three sections, each of one block; the header of one of them is changed.
@@ -257,10 +256,8 @@ fn recover_carrying(
     entries: &[frame::Entry],
     data_slots: usize,
 ) -> Result<(Overlay, Recovered), Refusal> {
-    let mut buffer = FrameBuffer::default();
-    entries.iter().for_each(|entry| buffer.push(entry));
     let header = FrameHeader { kind: FrameKind::Record, ..HEADER };
-    let (mut bytes, _) = buffer.finish_carrying(&header, 1);
+    let (mut bytes, _) = buffer_of(entries).finish_carrying(&header, 1);
     bytes[4096..].fill(9);
     let checksum = crc32c::crc32c(&bytes[4096..]);
     bytes[52..56].copy_from_slice(&checksum.to_le_bytes());
