@@ -310,6 +310,10 @@ impl Journal {
         self.generation
     }
 
+    pub(crate) fn is_checkpointing(&self) -> bool {
+        self.segment != self.generation
+    }
+
     /// Bytes that the segment still takes to which the queue will go.
     fn room(&self) -> u64 {
         let used = if self.segment == self.generation { 0 } else { self.used };

@@ -1,10 +1,10 @@
 //! A sheet's files: written by the core as a sequence of operations says, then damaged, then recovered.
 //!
 //! What was flushed must be there; what was damaged must be refused, or leave the device as it was after
-//! some publish. With its checksum made to fit, a damaged frame may say anything that frames can say: then
+//! some publish; and damage of the newest checkpoint alone is repaired without a loss. With its checksum made to fit, a damaged frame may say anything that frames can say: then
 //! recovery must neither panic nor take more memory than the device's size explains.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::ops::Range;
 
@@ -89,6 +89,8 @@ struct Sheet {
     /// All states from this one on may be what recovery finds.
     flushed: usize,
     trust: Trust,
+    /// The files that were damaged.
+    damaged: BTreeSet<JournalFile>,
 }
 
 /// Any sequence of operations on a sheet. The first bytes say what it is made of.
@@ -119,11 +121,21 @@ pub fn journal(bytes: &[u8]) {
     let contents = [made.superblock, made.checkpoint, Vec::new(), segment.clone(), segment];
     let mut files: BTreeMap<_, _> = JournalFile::ALL.into_iter().zip(contents).collect();
     let mut data = Vec::new();
-    let overlay = recover(&config, &limits, &mut data, &mut files);
+    let overlay = recover(&config, &limits, &mut data, &mut files, false);
     let overlay = overlay.expect("a blank sheet is whole");
     let states = vec![map_of(&overlay, &data)];
-    let (flushed, trust, synced) = (0, Trust::Whole, Vec::new());
-    let mut sheet = Sheet { config, limits, files, data, synced, overlay, states, flushed, trust };
+    let mut sheet = Sheet {
+        config,
+        limits,
+        files,
+        data,
+        synced: Vec::new(),
+        overlay,
+        states,
+        flushed: 0,
+        trust: Trust::Whole,
+        damaged: BTreeSet::new(),
+    };
     while !choices.is_empty() && sheet.step(&mut choices) {}
     sheet.reopen();
 }
@@ -200,9 +212,13 @@ fn recover(
     limits: &JournalLimits,
     data: &mut [u64],
     files: &mut BTreeMap<JournalFile, Vec<u8>>,
+    goes_back: bool,
 ) -> Result<Overlay, Refusal> {
     let slots = data.len() as u32;
     let mut recovery = Recovery::new(config.clone(), TEMPLATE_ID, slots, limits.clone());
+    if goes_back {
+        recovery = recovery.going_back();
+    }
     let mut steps = 0;
     while let Some(step) = recovery.poll() {
         steps += 1;
@@ -215,8 +231,16 @@ fn recover(
                 read = &bytes[start..bytes.len().min(start.saturating_add(length as usize))];
             }
             Step::Write { file, offset, bytes } => {
-                let place = offset as usize..offset as usize + bytes.len();
-                assert!(files[&file][place] == bytes, "recovery writes what is there");
+                for (at, bytes) in
+                    (offset as usize..).step_by(PAGE_BYTES).zip(bytes.chunks(PAGE_BYTES))
+                {
+                    let there =
+                        &mut files.get_mut(&file).expect("all are there")[at..][..bytes.len()];
+                    let gives_up = goes_back && file == JournalFile::Superblock;
+                    let is_given_up = gives_up && bytes.iter().all(|byte| *byte == 0);
+                    assert!(is_given_up || there == bytes, "recovery writes what is there");
+                    there.copy_from_slice(bytes);
+                }
             }
             Step::Sync { .. } => {}
             Step::WriteData { offset, bytes } => {
@@ -243,6 +267,8 @@ impl Sheet {
                 let (blocks, provision) = (self.range(choices), op == Op::Provision);
                 self.change(&Extent { zero: blocks.clone(), blocks, provision });
             }
+            // What is damaged is written no more.
+            Op::Flush if self.trust != Trust::Whole => {}
             Op::Flush => {
                 self.overlay.flush();
                 self.work();
@@ -255,7 +281,7 @@ impl Sheet {
                 let at = if value % 2 == 1 { at / 4 * 4 } else { at };
                 if let Some(byte) = self.file(file).get_mut(at) {
                     *byte ^= value;
-                    self.distrust(Trust::Damaged);
+                    self.distrust(file, Trust::Damaged);
                 }
                 if choices.below(2) == 0 {
                     return self.reopen();
@@ -269,13 +295,13 @@ impl Sheet {
                 let start = to.1 / PAGE_BYTES * PAGE_BYTES;
                 if let Some(place) = self.file(to.0).get_mut(start..start + page.len()) {
                     place.copy_from_slice(&page);
-                    self.distrust(Trust::Damaged);
+                    self.distrust(to.0, Trust::Damaged);
                 }
             }
             Op::Cut => {
                 let (file, at) = self.place(choices);
                 self.file(file).truncate(at);
-                self.distrust(Trust::Damaged);
+                self.distrust(file, Trust::Damaged);
             }
             Op::Forge => {
                 let (file, at) = self.place(choices);
@@ -285,14 +311,15 @@ impl Sheet {
                     let is_superblock = file == JournalFile::Superblock;
                     let forge = if is_superblock { forge_superblock } else { forge_frame };
                     forge(bytes);
-                    self.distrust(Trust::Forged);
+                    self.distrust(file, Trust::Forged);
                 }
             }
         }
         true
     }
 
-    fn distrust(&mut self, trust: Trust) {
+    fn distrust(&mut self, file: JournalFile, trust: Trust) {
+        self.damaged.insert(file);
         self.trust = self.trust.max(trust);
     }
 
@@ -374,24 +401,43 @@ impl Sheet {
         while self.overlay.poll_woken().is_some() {}
     }
 
-    fn reopen(&mut self) -> bool {
+    fn recover(&mut self, goes_back: bool) -> Result<Overlay, Refusal> {
         // The power goes: nothing is left in the data file that was not synced.
         self.data.clone_from(&self.synced);
-        let recovered = recover(&self.config, &self.limits, &mut self.data, &mut self.files);
+        recover(&self.config, &self.limits, &mut self.data, &mut self.files, goes_back)
+    }
+
+    fn reopen(&mut self) -> bool {
+        let newest = Superblock::newest(&self.files[&JournalFile::Superblock]);
+        let recovered = self.recover(false);
         let overlay = match (self.trust, recovered) {
-            (Trust::Forged, _) | (Trust::Damaged, Err(_)) => return false,
-            (Trust::Whole, Err(refusal)) => panic!("a whole sheet is refused: {refusal}"),
+            (Trust::Forged, _) => return false,
+            (Trust::Whole, recovered) => recovered.expect("a whole sheet"),
             (Trust::Damaged, Ok(overlay)) => {
-                // A record that is taken for cut may have freed slots which others are in by now.
-                let map = map_of(&overlay, &self.data);
-                let is_alike = |state: &&Vec<(Entry, u64)>| {
-                    state.iter().zip(&map).all(|(one, other)| one.0 == other.0)
-                };
-                let state = self.states.iter().find(is_alike);
-                assert!(state.is_some(), "damage was taken for something that never was");
+                self.judge_damaged(&overlay);
                 return false;
             }
-            (Trust::Whole, Ok(overlay)) => overlay,
+            (Trust::Damaged, Err(_)) => {
+                let repaired = self.recover(true);
+                let is_checkpoint_alone = newest.is_ok_and(|newest| {
+                    newest.generation > 0 && self.damaged.iter().eq(&newest.files()[..1])
+                });
+                match repaired {
+                    Err(refusal) if is_checkpoint_alone => {
+                        panic!("there is no way back from a damaged checkpoint: {refusal}");
+                    }
+                    Err(_) => return false,
+                    Ok(overlay) if !is_checkpoint_alone => {
+                        self.judge_damaged(&overlay);
+                        return false;
+                    }
+                    Ok(overlay) => {
+                        self.trust = Trust::Whole;
+                        self.damaged.clear();
+                        overlay
+                    }
+                }
+            }
         };
         let map = map_of(&overlay, &self.data);
         assert!(self.states[self.flushed..].contains(&map), "what was flushed is not there");
@@ -400,5 +446,14 @@ impl Sheet {
         self.overlay = overlay;
         self.work();
         true
+    }
+
+    /// What a damaged sheet shows is what some publish left. A record that is taken for cut may have freed
+    /// slots which others are in by now.
+    fn judge_damaged(&self, overlay: &Overlay) {
+        let map = map_of(overlay, &self.data);
+        let is_alike =
+            |state: &Vec<(Entry, u64)>| state.iter().zip(&map).all(|(one, other)| one.0 == other.0);
+        assert!(self.states.iter().any(is_alike), "damage was taken for something that never was");
     }
 }

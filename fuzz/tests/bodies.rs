@@ -217,6 +217,7 @@ fn planted_mistakes_of_recovery_are_found_in_random_operations() {
         Bug::CarriedOutlives,
         Bug::CarriedBeyondLength,
         Bug::CarriedNotRestored,
+        Bug::RepairForgets,
     ];
     find_in_random_operations(&bugs, journal::journal);
 }

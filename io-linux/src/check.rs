@@ -3,12 +3,13 @@
 use std::path::Path;
 
 use anyhow::{Context, anyhow, bail};
-use glassine_core::journal::recovery::Recovered;
+use glassine_core::journal::recovery::{Recovered, Recovery, Refusal};
 use glassine_core::limits::BLOCK_BYTES;
 use glassine_core::map::Entry;
 use glassine_core::{Overlay, OverlayConfig, SpaceLimits};
 use serde::Serialize;
 
+use crate::data_file::DataFile;
 use crate::journal_files::{JournalFiles, Owner};
 use crate::sheet::{self, Sheet, SheetNote};
 
@@ -68,37 +69,85 @@ pub enum What {
     Data,
 }
 
+/// A sheet with a journal that is not being served; ours alone until it is dropped.
+#[derive(Debug)]
+pub struct Closed {
+    sheet: Sheet,
+    journal: JournalFiles,
+    note: Option<SheetNote>,
+    /// What its superblock says it is of.
+    owner: Owner,
+    data_bytes: u64,
+}
+
+impl Closed {
+    /// Opens the sheet in a directory.
+    pub fn open(path: &Path, read_only: bool) -> anyhow::Result<Self> {
+        let shown = path.display();
+        if !path.is_dir() {
+            bail!(
+                "there is no sheet directory {shown}; name the directory that was given as --sheet"
+            );
+        }
+        if !JournalFiles::exist(path) {
+            bail!(
+                "{shown} has no journal: it is ephemeral, or no sheet; there is nothing to check"
+            );
+        }
+        let sheet = Sheet::open(path, false)?;
+        let journal = JournalFiles::open(path, read_only)?;
+        let note = Sheet::note(path);
+        let identity = journal.identity().map_err(|refusal| refused(path, &note, refusal))?;
+        let owner = Owner {
+            config: OverlayConfig {
+                size_bytes: identity.size_bytes,
+                template_bytes: identity.template_bytes,
+                quota_bytes: u64::MAX,
+                space: SpaceLimits::default(),
+            },
+            template_id: identity.template_id,
+        };
+        let data_bytes = Sheet::data_bytes(path)
+            .with_context(|| format!("cannot look at the data of sheet {shown}"))?;
+        Ok(Self { sheet, journal, note, owner, data_bytes })
+    }
+
+    /// What a server would make of it; nothing is written.
+    pub fn recover(&self) -> Result<(Overlay, Recovered), Refusal> {
+        self.journal.recover(self.recovery(), None)
+    }
+
+    /// The same from the generation before the newest on, which is given up.
+    pub fn go_back(&self) -> anyhow::Result<Result<(Overlay, Recovered), Refusal>> {
+        let data = DataFile::new(self.sheet.data()?, self.owner.config.size_bytes)
+            .with_context(|| format!("cannot map the data of sheet {}", self.shown()))?;
+        Ok(self.journal.recover(self.recovery().going_back(), Some(&data)))
+    }
+
+    fn recovery(&self) -> Recovery {
+        let slots = self.data_bytes / u64::from(BLOCK_BYTES);
+        self.owner.recovery(u32::try_from(slots).unwrap_or(u32::MAX))
+    }
+
+    /// Where it is.
+    pub fn shown(&self) -> impl std::fmt::Display {
+        self.sheet.path().display()
+    }
+}
+
+fn refused(path: &Path, note: &Option<SheetNote>, refusal: Refusal) -> anyhow::Error {
+    match note {
+        Some(note) => anyhow!("{}", sheet::explain(path, refusal, note, note)),
+        None => anyhow!("sheet {} cannot be recovered: {refusal}", path.display()),
+    }
+}
+
 /// Checks the sheet in a directory.
 pub fn check(path: &Path, with_map: bool) -> anyhow::Result<Report> {
-    let shown = path.display();
-    if !path.is_dir() {
-        bail!("there is no sheet directory {shown}; name the directory that was given as --sheet");
-    }
-    if !JournalFiles::exist(path) {
-        bail!("{shown} has no journal: it is ephemeral, or no sheet; there is nothing to check");
-    }
-    let _sheet = Sheet::open(path, false)?;
-    let journal = JournalFiles::open(path, true)?;
-    let note = Sheet::note(path);
-    let refused = |refusal| match &note {
-        Some(note) => anyhow!("{}", sheet::explain(path, refusal, note, note)),
-        None => anyhow!("sheet {shown} cannot be recovered: {refusal}"),
-    };
-    let identity = journal.identity().map_err(refused)?;
-    let owner = Owner {
-        config: OverlayConfig {
-            size_bytes: identity.size_bytes,
-            template_bytes: identity.template_bytes,
-            quota_bytes: u64::MAX,
-            space: SpaceLimits::default(),
-        },
-        template_id: identity.template_id,
-    };
-    let data_bytes = Sheet::data_bytes(path)
-        .with_context(|| format!("cannot look at the data of sheet {shown}"))?;
-    let slots = u32::try_from(data_bytes / u64::from(BLOCK_BYTES)).unwrap_or(u32::MAX);
-    let (overlay, found) = journal.recover(&owner, slots, None).map_err(refused)?;
-    Ok(report(&overlay, found, note, data_bytes, with_map))
+    let closed = Closed::open(path, true)?;
+    let recovered = closed.recover();
+    let (overlay, found) = recovered.map_err(|refusal| refused(path, &closed.note, refusal))?;
+    Ok(report(&overlay, found, closed.note, closed.data_bytes, with_map))
 }
 
 fn report(

@@ -37,6 +37,8 @@ pub enum Command {
     Serve(Serve),
     /// Check the sheet of a device that is not being served, and tell what is in it. Changes nothing.
     Check(Check),
+    /// Repair a sheet that cannot be served, if nothing is lost by it; otherwise tell why not, and change nothing.
+    Repair(Repair),
     /// Tell how the devices of a running server are.
     Status(Status),
     /// Change the quota of a device that is being served.
@@ -153,6 +155,16 @@ pub struct Check {
     /// Print what every block is, as runs: offset, bytes, and where they are.
     #[arg(long)]
     pub map: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The arguments of `repair`.
+#[derive(Debug, Args)]
+pub struct Repair {
+    /// The directory that was given as --sheet.
+    pub sheet: PathBuf,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
@@ -276,7 +288,7 @@ Stop it with SIGTERM or SIGINT: requests in flight are answered first. A second 
 const EXIT_CODES: &str = "Exit codes:
   0  stopped by a signal, after every request in flight was answered
   1  could not start: a file, directory, address or the configuration (the message says which);
-     or a sheet that was checked cannot be served; or a server did not do what it was told;
+     or a sheet that was checked cannot be served, or not be repaired; or a server did not do what it was told;
      or a layer is damaged, or layers differ
   2  the command line is wrong
   3  aborted by a second signal; requests in flight were not answered";

@@ -32,6 +32,11 @@ pub fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
+/// Prints a report, for people or for programs.
+pub fn print_report(report: &(impl Serialize + ToString), json: bool) -> anyhow::Result<()> {
+    if json { print_json(report) } else { print(&report.to_string()) }
+}
+
 fn print_json(answer: &impl Serialize) -> anyhow::Result<()> {
     print(&serde_json::to_string_pretty(answer).context("cannot put the answer into words")?)
 }

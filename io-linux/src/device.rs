@@ -85,7 +85,7 @@ impl Storage {
                 JournalFiles::create(path, owner)?;
             }
             let journal = JournalFiles::open(path, false)?;
-            let recovered = journal.recover(owner, data.slots(), Some(&data));
+            let recovered = journal.recover(owner.recovery(data.slots()), Some(&data));
             let (overlay, report) = recovered.map_err(|refusal| {
                 let before = before.as_ref().unwrap_or(note);
                 anyhow!("{}", sheet::explain(path, refusal, before, note))

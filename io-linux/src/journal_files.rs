@@ -42,6 +42,15 @@ pub struct Owner {
     pub template_id: [u8; 32],
 }
 
+impl Owner {
+    /// Finds out what the device holds, over a data file with so many slots.
+    #[must_use]
+    pub fn recovery(&self, data_slots: u32) -> Recovery {
+        let (config, limits) = (self.config.clone(), JournalLimits::default());
+        Recovery::new(config, self.template_id, data_slots, limits)
+    }
+}
+
 impl JournalFiles {
     /// Whether a directory has a journal.
     #[must_use]
@@ -128,15 +137,12 @@ impl JournalFiles {
         &self.files[index.expect("all of them are there")]
     }
 
-    /// The device as its journal has it, over a data file with so many slots. Without `data`, nothing is written.
+    /// The device as its journal has it. Without `data`, nothing is written.
     pub fn recover(
         &self,
-        owner: &Owner,
-        data_slots: u32,
+        mut recovery: Recovery,
         data: Option<&DataFile>,
     ) -> Result<(Overlay, Recovered), Refusal> {
-        let (config, template_id) = (owner.config.clone(), owner.template_id);
-        let mut recovery = Recovery::new(config, template_id, data_slots, JournalLimits::default());
         while let Some(step) = recovery.poll() {
             let outcome = match (&step, data) {
                 (Step::Read { file, offset, length }, _) => {

@@ -9,13 +9,14 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use glassine::check;
-use glassine::cli::{Check, Cli, Command, LogFormat, Serve};
-use glassine::command::{self, print};
+use glassine::cli::{Check, Cli, Command, LogFormat, Repair, Serve};
+use glassine::command::{self, print, print_report};
 use glassine::config::Listen;
 use glassine::control::Control;
 use glassine::device::Device;
 use glassine::layer_commands;
 use glassine::listener::Listener;
+use glassine::repair;
 use glassine::server::Server;
 use glassine::sync::Arc;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
@@ -30,7 +31,12 @@ fn main() -> ExitCode {
     let mut code = 0;
     let outcome = match cli.command {
         Command::Serve(serve) => run(serve),
-        Command::Check(arguments) => check(&arguments),
+        Command::Check(Check { sheet, map, json }) => {
+            check::check(&sheet, map).and_then(|report| print_report(&report, json))
+        }
+        Command::Repair(Repair { sheet, json }) => {
+            repair::repair(&sheet).and_then(|report| print_report(&report, json))
+        }
         Command::Status(arguments) => command::status(&arguments),
         Command::Quota(arguments) => command::quota(&arguments),
         Command::Snapshot(arguments) => command::snapshot(&arguments),
@@ -77,13 +83,6 @@ fn run(serve: Serve) -> anyhow::Result<()> {
 
 /// The signals that drain a server.
 const STOPS: [i32; 2] = [SIGTERM, SIGINT];
-
-fn check(arguments: &Check) -> anyhow::Result<()> {
-    let report = check::check(&arguments.sheet, arguments.map)?;
-    let text =
-        if arguments.json { serde_json::to_string_pretty(&report)? } else { report.to_string() };
-    print(&text)
-}
 
 fn start_log(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));

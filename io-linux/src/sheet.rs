@@ -81,22 +81,28 @@ impl Sheet {
         &self.path
     }
 
-    /// Makes sure that the sheet is one for this template and size, and opens its data file; an empty one if
-    /// there is no journal to say what is in it.
+    /// Makes sure that the sheet is one for this template and size, and opens its data file.
     pub fn begin(&self, note: &SheetNote) -> anyhow::Result<File> {
         let shown = self.path.display();
         let has_journal = JournalFiles::exist(&self.path);
         if let Ok(text) = fs::read_to_string(self.path.join(NOTE)) {
             self.compare(&text, note, has_journal)?;
         }
-        let data_path = self.path.join(DATA);
-        if !has_journal && fs::metadata(&data_path).is_ok_and(|data| data.len() > 0) {
+        let is_left = fs::metadata(self.path.join(DATA)).is_ok_and(|data| data.len() > 0);
+        if !has_journal && is_left {
             tracing::warn!(
                 sheet = %shown,
                 "the sheet was left behind by a process that was killed; without a journal its \
                  content cannot be recovered, and the device starts empty"
             );
         }
+        self.data()
+    }
+
+    /// Opens the data file; an empty one if there is no journal to say what is in it.
+    pub fn data(&self) -> anyhow::Result<File> {
+        let data_path = self.path.join(DATA);
+        let has_journal = JournalFiles::exist(&self.path);
         OpenOptions::new()
             .read(true)
             .write(true)
@@ -225,7 +231,7 @@ pub fn explain(path: &Path, refusal: Refusal, before: &SheetNote, note: &SheetNo
             note.size_bytes
         ),
         refusal => format!(
-            "sheet {shown} cannot be recovered: {refusal}; nothing was changed: run glassine check {shown}, restore the sheet from a copy, or use another --sheet"
+            "sheet {shown} cannot be recovered: {refusal}; nothing was changed: run glassine repair {shown}, restore the sheet from a copy, or use another --sheet"
         ),
     }
 }

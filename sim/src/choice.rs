@@ -33,11 +33,13 @@ pub enum Lane {
     Records,
     /// Space that is given back.
     Space,
+    /// Repairs of damaged files.
+    Repairs,
 }
 
 impl Lane {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Swarm,
         Self::Schedule,
         Self::Net,
@@ -46,11 +48,12 @@ impl Lane {
         Self::Seals,
         Self::Records,
         Self::Space,
+        Self::Repairs,
     ];
 
     /// Whether most failures can do without it: with plain choices, nothing of it happens.
     fn is_extra(self) -> bool {
-        matches!(self, Self::Seals | Self::Records | Self::Space)
+        matches!(self, Self::Seals | Self::Records | Self::Space | Self::Repairs)
     }
 
     fn name(self) -> &'static str {
@@ -63,6 +66,7 @@ impl Lane {
             Self::Seals => "seals",
             Self::Records => "records",
             Self::Space => "space",
+            Self::Repairs => "repairs",
         }
     }
 }

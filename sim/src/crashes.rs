@@ -3,7 +3,8 @@
 //! Operations and tasks of the journal take turns in every order. In each state that comes of it, the
 //! power is cut: whatever was not synced is lost in every combination of its pieces, and recovery must
 //! find the device as it was after some publish, not older than the last FLUSH that was acknowledged.
-//! Then recovery is broken off and repeated, the device goes on, and the power is cut again.
+//! Then recovery is broken off and repeated, the device goes on, and the power is cut again. The generation
+//! before the newest must have the same device, as long as it is there.
 
 use std::collections::HashSet;
 use std::convert::Infallible;
@@ -11,9 +12,9 @@ use std::fmt;
 use std::hash::{BuildHasher, Hash, Hasher};
 
 use foldhash::quality::FixedState;
-use glassine_core::journal::recovery::{Recovery, Step};
-use glassine_core::journal::superblock::Identity;
-use glassine_core::journal::{Action, Task};
+use glassine_core::journal::recovery::{Recovery, Refusal, Step};
+use glassine_core::journal::superblock::{Identity, Superblock};
+use glassine_core::journal::{Action, JournalFile, Task};
 use glassine_core::overlay::{Extent, Reserve, SessionKey, Visible};
 use glassine_core::{JournalLimits, Overlay, OverlayConfig, Source, SpaceLimits};
 
@@ -136,8 +137,12 @@ fn config() -> OverlayConfig {
 fn recover(
     disk: &mut Disk,
     carried_slots_max: u32,
-    mut steps: usize,
+    steps: usize,
 ) -> Result<Option<Overlay>, String> {
+    run(recovery(disk, carried_slots_max), disk, steps).map_err(|refusal| refusal.to_string())
+}
+
+fn recovery(disk: &Disk, carried_slots_max: u32) -> Recovery {
     let limits = JournalLimits {
         queue_entries_max: 60,
         fresh_slots_max: 100,
@@ -146,7 +151,15 @@ fn recover(
         carried_slots_max,
     };
     let slots = disk.bytes(DiskFile::Data).len() as u64 / BLOCK;
-    let mut recovery = Recovery::new(config(), [0; 32], slots as u32, limits);
+    Recovery::new(config(), [0; 32], slots as u32, limits)
+}
+
+/// Recovers in at most so many steps; nothing if there are more.
+fn run(
+    mut recovery: Recovery,
+    disk: &mut Disk,
+    mut steps: usize,
+) -> Result<Option<Overlay>, Refusal> {
     while let Some(step) = recovery.poll() {
         if steps == 0 {
             return Ok(None);
@@ -163,7 +176,7 @@ fn recover(
             Step::Sync { file } => disk.sync(DiskFile::Journal(file)),
             Step::WriteData { offset, bytes } => disk.write(DiskFile::Data, offset, &bytes),
         }
-        recovery.handle(Ok(&read)).map_err(|refusal| refusal.to_string())?;
+        recovery.handle(Ok(&read))?;
     }
     let (overlay, _) = recovery.finish();
     overlay.audit();
@@ -384,7 +397,26 @@ fn cut_everywhere(device: &Device) -> Result<u64, String> {
     Ok(sets.len() as u64)
 }
 
+/// The generation before the newest has the same device, unless the next was begun over it.
+fn go_back(device: &Device, mut disk: Disk) -> Result<(), String> {
+    let recovery = recovery(&disk, device.carried_slots_max).going_back();
+    let superblock = DiskFile::Journal(JournalFile::Superblock);
+    let newest = Superblock::newest(disk.bytes(superblock)).expect("one copy is whole").generation;
+    let is_next_begun = newest == device.overlay.generation() && device.overlay.is_checkpointing();
+    let overlay = match run(recovery, &mut disk, usize::MAX) {
+        Ok(overlay) => overlay.expect("to the end"),
+        Err(_) if newest == 0 || is_next_begun => return Ok(()),
+        Err(refusal) => return Err(format!("there is no way back: {refusal}")),
+    };
+    let found = shown(&overlay, &disk)?;
+    match device.history.contains(&found) {
+        true => Ok(()),
+        false => Err(format!("going back, {found:x?} is none of {:x?}", device.history)),
+    }
+}
+
 fn after_cut(device: &Device, mut disk: Disk) -> Result<(), String> {
+    go_back(device, disk.clone())?;
     // Recovery is broken off where it has written but not synced, and all of that is lost.
     let carried_slots_max = device.carried_slots_max;
     for steps in [5, 7, 9] {

@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use glassine_tests::client::{Client, READ};
-use glassine_tests::server::{Server, Tmpfs, glassine, make_image, scratch, text, tool};
+use glassine_tests::server::{Server, Tmpfs, glassine, make_image, scratch, text, tool, try_tool};
 
 /// Runs `glassine serve`, which is to refuse; answers what it said.
 pub(crate) fn refused(arguments: &[&str], code: i32) -> String {
@@ -372,11 +372,67 @@ fn a_sheet_with_a_journal_is_refused_whole_and_loses_nothing() {
     let mut damaged = whole.clone();
     damaged[100] ^= 1;
     fs::write(&journal, &damaged).expect("it is writable");
-    says(&refused(&arguments, 1), &["journal.0", "damaged at byte 0", "glassine check"]);
+    says(&refused(&arguments, 1), &["journal.0", "damaged at byte 0", "glassine repair"]);
     assert_eq!(fs::read(&journal).expect("it is there"), damaged, "nothing was changed");
     fs::write(&journal, &whole).expect("it is writable");
     let server = serve();
     assert_eq!(Client::open(&server.socket()).read(0, 12288), [8; 12288]);
+    server.stop();
+}
+
+/// Changes a byte of a file.
+fn spoil(file: &Path, byte: usize) {
+    let mut bytes = fs::read(file).expect("it is there");
+    bytes[byte] ^= 1;
+    fs::write(file, &bytes).expect("it is writable");
+}
+
+#[test]
+fn a_damaged_checkpoint_is_repaired_without_a_loss_and_a_damaged_record_is_told() {
+    let directory = scratch();
+    let sheet = directory.path().join("sheet");
+    let serve = || Server::blank("1M", &["--sheet", path(&sheet)]);
+    let repair = |options: &[&str]| {
+        try_tool(path(&glassine()), &[&["repair", path(&sheet)], options].concat())
+    };
+    let server = serve();
+    let mut client = Client::open(&server.socket());
+    let mut expected = vec![0; 1 << 20];
+    // Each flush takes 8 KiB of a segment that is half full at 4 MiB.
+    for round in 0..600u32 {
+        let (block, byte) = (round as usize % 50 * 4096, (round % 251) as u8);
+        expected[block..][..4096].fill(byte);
+        assert_eq!(client.write(block as u64, &[byte; 4096]), 0);
+        assert_eq!(client.ask(0, glassine_tests::client::FLUSH, 0, 0), 0);
+    }
+    server.stop();
+    let unharmed = repair(&[]);
+    assert!(text(&unharmed.stdout).contains("nothing to repair"), "{}", text(&unharmed.stderr));
+    spoil(&sheet.join("checkpoint.1"), 70);
+    let listen = format!("unix:{}", directory.path().join("x").display());
+    let arguments = ["--size", "1M", "--sheet", path(&sheet), "--listen", &listen];
+    says(&refused(&arguments, 1), &["checkpoint.1", "damaged at byte 0", "glassine repair"]);
+    let repaired = repair(&["--json"]);
+    assert!(repaired.status.success(), "{}", text(&repaired.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&repaired.stdout).expect("JSON");
+    assert_eq!(report["generation"], 0);
+    assert!(report["damage"].as_str().is_some_and(|damage| damage.contains("checkpoint.1")));
+    assert!(report["records"].as_u64().is_some_and(|records| records >= 600), "{report}");
+    assert!(text(&repair(&[]).stdout).contains("nothing to repair"));
+    let server = serve();
+    assert!(Client::open(&server.socket()).read(0, 1 << 20) == expected);
+    server.stop();
+    // The checkpoint was written anew; a record between others is what no other file has.
+    spoil(&sheet.join("journal.1"), 70);
+    let damaged = fs::read(sheet.join("superblock")).expect("it is there");
+    let told = repair(&[]);
+    assert_eq!(told.status.code(), Some(1));
+    let parts = ["cannot be repaired", "journal.1", "damaged at byte 0", "Nothing was changed"];
+    says(&text(&told.stderr), &parts);
+    assert!(fs::read(sheet.join("superblock")).expect("it is there") == damaged);
+    spoil(&sheet.join("journal.1"), 70);
+    let server = serve();
+    assert!(Client::open(&server.socket()).read(0, 1 << 20) == expected);
     server.stop();
 }
 

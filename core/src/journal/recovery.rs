@@ -12,11 +12,16 @@
 //! one found the slot synced. Nothing else is written, so that recovery can be broken off and begun again at
 //! any point.
 //!
+//! A newer generation overwrites the files of the one before the last. Until then a sheet can *go back* to
+//! the generation before: its checkpoint, its records and those since then give the same device. That
+//! helps if the newer checkpoint is damaged, and loses nothing: all of the records must be there.
+//!
 //! # How to drive it
 //! Take [`Recovery::poll`], do what it says, and tell [`Recovery::handle`] how it went, until there is
 //! nothing more to do; then [`Recovery::finish`]. After a refusal the machine is over.
 
 use alloc::collections::BTreeMap;
+use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Range;
@@ -144,6 +149,11 @@ pub enum Refusal {
     },
     /// The map names a slot twice.
     SlotTwice(SlotId),
+    /// There is no way back: the records of the generation before do not lead to the next one.
+    NotAllThere {
+        /// Where they were.
+        file: JournalFile,
+    },
 }
 
 /// What is wrong with bytes of a file.
@@ -182,6 +192,9 @@ impl fmt::Display for Refusal {
                 write!(f, "the data file has {there} slots, but the map needs {needed}")
             }
             Self::SlotTwice(slot) => write!(f, "two blocks are in slot {}", slot.0),
+            Self::NotAllThere { file } => {
+                write!(f, "{file}: the records of the generation before are not all there any more")
+            }
         }
     }
 }
@@ -202,7 +215,7 @@ impl fmt::Display for Damage {
 /// What recovery found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 pub struct Recovered {
-    /// The generation that the superblock names.
+    /// The generation whose checkpoint it began with.
     pub generation: u64,
     /// Sections of the checkpoint, and the entries in them.
     pub sections: u64,
@@ -242,7 +255,10 @@ pub struct Recovery {
     limits: JournalLimits,
     data_slots: u32,
     stage: Stage,
+    goes_back: bool,
     superblock: Option<Superblock>,
+    /// Where the generation begins that is given up.
+    given_up: Option<Position>,
     map: Map,
     /// The next section of the checkpoint.
     section: Position,
@@ -282,7 +298,9 @@ impl Recovery {
             limits,
             data_slots,
             stage: Stage::Superblock,
+            goes_back: false,
             superblock: None,
+            given_up: None,
             section: start,
             offset: 0,
             segment: 0,
@@ -294,6 +312,12 @@ impl Recovery {
             slots: None,
             report: Recovered::default(),
         }
+    }
+
+    /// Begins with the generation before the newest, and gives that one up.
+    #[must_use]
+    pub fn going_back(self) -> Self {
+        Self { goes_back: true, ..self }
     }
 
     fn superblock(&self) -> &Superblock {
@@ -319,11 +343,7 @@ impl Recovery {
                 offset: 0,
                 length: self.superblock().identity.segment_bytes,
             },
-            Stage::WriteSuperblock => Step::Write {
-                file: JournalFile::Superblock,
-                offset: Superblock::offset(self.superblock().generation),
-                bytes: self.superblock().encode().to_vec(),
-            },
+            Stage::WriteSuperblock => self.write_superblock(),
             Stage::SyncSuperblock => Step::Sync { file: JournalFile::Superblock },
             Stage::WriteRecord => {
                 let (file, offset, bytes) = self.last.as_ref()?;
@@ -336,6 +356,19 @@ impl Recovery {
             }
             Stage::Done => return None,
         })
+    }
+
+    fn write_superblock(&self) -> Step {
+        let file = JournalFile::Superblock;
+        let (bytes, offset) =
+            (self.superblock().encode(), Superblock::offset(self.superblock().generation));
+        if self.given_up.is_none() || planted(Bug::GivenUpKept) {
+            return Step::Write { file, offset, bytes: bytes.to_vec() };
+        }
+        // Nothing is left of the copy that names the generation which is given up.
+        let mut both = vec![0; SUPERBLOCK_FILE_BYTES];
+        both[offset as usize..][..PAGE_BYTES].copy_from_slice(&bytes);
+        Step::Write { file, offset: 0, bytes: both }
     }
 
     fn segment_read(&self) -> JournalFile {
@@ -376,7 +409,13 @@ impl Recovery {
     }
 
     fn read_superblock(&mut self, bytes: &[u8]) -> Result<Stage, Refusal> {
-        let superblock = Superblock::newest(bytes).map_err(Refusal::Superblock)?;
+        let superblock = if self.goes_back {
+            let [newest, before] = Superblock::last_two(bytes).map_err(Refusal::Superblock)?;
+            self.given_up = Some(Position { number: newest.number, chain: newest.chain });
+            before
+        } else {
+            Superblock::newest(bytes).map_err(Refusal::Superblock)?
+        };
         let Identity { size_bytes, template_bytes, template_id, segment_bytes, .. } =
             superblock.identity;
         if size_bytes != self.config.size_bytes {
@@ -458,9 +497,17 @@ impl Recovery {
             self.used = if planted(Bug::ReplayTwice) { 0 } else { log.end as u64 };
         }
         if !is_next {
-            return Ok(Stage::Segment { is_next: true });
+            if self.given_up.is_some_and(|next| next != self.next) {
+                return Err(Refusal::NotAllThere { file });
+            }
+            if self.given_up.is_none() || !planted(Bug::RepairForgets) {
+                return Ok(Stage::Segment { is_next: true });
+            }
         }
         self.check()?;
+        if self.given_up.is_some() {
+            mark(Mark::WentBack);
+        }
         Ok(Stage::WriteSuperblock)
     }
 

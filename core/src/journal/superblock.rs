@@ -64,6 +64,8 @@ pub enum SuperblockError {
     Range,
     /// It is whole, but lies where the copy of another generation belongs.
     Misplaced,
+    /// No whole copy of the generation before lies beside it.
+    Alone,
 }
 
 impl fmt::Display for SuperblockError {
@@ -76,6 +78,7 @@ impl fmt::Display for SuperblockError {
             Self::Checksum => "its checksum does not fit",
             Self::Range => "a size in it is out of range",
             Self::Misplaced => "it lies where another copy belongs",
+            Self::Alone => "there is no whole copy of the generation before",
         })
     }
 }
@@ -145,18 +148,32 @@ impl Superblock {
     /// The newer of the two copies that are whole; or why there is none. A copy of another version is
     /// somebody else's newer one: the copy beside it does not count.
     pub fn newest(file: &[u8]) -> Result<Self, SuperblockError> {
-        let copy = |offset: usize| {
-            let copy = Self::parse(file.get(offset..).unwrap_or_default())?;
-            let is_here = Self::offset(copy.generation) == offset as u64;
-            if is_here { Ok(copy) } else { Err(SuperblockError::Misplaced) }
-        };
-        match [copy(0), copy(PAGE_BYTES)] {
+        match Self::copies(file) {
             [Err(error @ SuperblockError::Version(_)), _] => Err(error),
             [_, Err(error @ SuperblockError::Version(_))] => Err(error),
             [Ok(one), Ok(other)] if one.generation >= other.generation => Ok(one),
             [_, Ok(other)] => Ok(other),
             [one, _] => one,
         }
+    }
+
+    /// The newest one, and the one of the generation before it.
+    pub fn last_two(file: &[u8]) -> Result<[Self; 2], SuperblockError> {
+        let newest = Self::newest(file)?;
+        let is_before = |copy: &Self| {
+            newest.generation.checked_sub(1) == Some(copy.generation)
+                && copy.identity == newest.identity
+        };
+        let before = Self::copies(file).into_iter().flatten().find(is_before);
+        Ok([newest, before.ok_or(SuperblockError::Alone)?])
+    }
+
+    fn copies(file: &[u8]) -> [Result<Self, SuperblockError>; 2] {
+        [0, PAGE_BYTES].map(|offset| {
+            let copy = Self::parse(file.get(offset..).unwrap_or_default())?;
+            let is_here = Self::offset(copy.generation) == offset as u64;
+            if is_here { Ok(copy) } else { Err(SuperblockError::Misplaced) }
+        })
     }
 
     /// The checkpoint that it counts on, and the segment behind that.
@@ -208,6 +225,26 @@ mod tests {
         damaged[5000] ^= 1;
         assert_eq!(Superblock::newest(&damaged), Err(SuperblockError::Checksum));
         assert_eq!(Superblock::newest(&[0; 4096]), Err(SuperblockError::Magic));
+    }
+
+    #[test]
+    fn the_generation_before_is_whole_and_of_the_same_sheet() {
+        let two = |one: Superblock, other: Superblock| {
+            Superblock::last_two(&[one.encode(), other.encode()].concat())
+        };
+        assert_eq!(two(superblock(8), superblock(7)), Ok([superblock(8), superblock(7)]));
+        assert_eq!(two(superblock(8), superblock(9)), Ok([superblock(9), superblock(8)]));
+        let alone = Err(SuperblockError::Alone);
+        assert_eq!(two(superblock(8), superblock(5)), alone);
+        let mut other = superblock(7);
+        other.identity.sheet += 1;
+        assert_eq!(two(superblock(8), other), alone);
+        let new = [superblock(0).encode(), [0; PAGE_BYTES]].concat();
+        assert_eq!(Superblock::last_two(&new), alone);
+        let last = superblock(u64::MAX - 1);
+        assert_eq!(two(last, superblock(u64::MAX)), Ok([superblock(u64::MAX), last]));
+        assert_eq!(two(superblock(0), superblock(u64::MAX)), alone);
+        assert_eq!(Superblock::last_two(&[0; 8192]), Err(SuperblockError::Magic));
     }
 
     #[test]
@@ -266,6 +303,7 @@ mod tests {
             SuperblockError::Checksum,
             SuperblockError::Range,
             SuperblockError::Misplaced,
+            SuperblockError::Alone,
         ]);
     }
 

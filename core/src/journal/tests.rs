@@ -1,5 +1,6 @@
 //! The journal and recovery together, over files that keep what they are told.
 
+mod going_back;
 mod recovery;
 
 use std::collections::BTreeMap;
@@ -99,7 +100,10 @@ impl Files {
 
     fn recover_as(&mut self, config: OverlayConfig) -> Result<(Overlay, Recovered), Refusal> {
         let (slots, limits) = (self.data.len() as u32, self.limits.clone());
-        let mut recovery = Recovery::new(config, [7; 32], slots, limits);
+        self.run(Recovery::new(config, [7; 32], slots, limits))
+    }
+
+    fn run(&mut self, mut recovery: Recovery) -> Result<(Overlay, Recovered), Refusal> {
         while let Some(step) = recovery.poll() {
             let mut read = Vec::new();
             match step {
@@ -128,6 +132,16 @@ impl Files {
             overlay.finished(task, Ok(()));
         }
         while overlay.poll_woken().is_some() {}
+    }
+
+    /// Does what barriers want. The task of a checkpoint is never done.
+    fn work_on_barriers(&mut self, overlay: &mut Overlay) {
+        while let Some(mut task) = overlay.poll_task() {
+            if task.lane() == Lane::Barrier {
+                self.perform(&mut task);
+                overlay.finished(task, Ok(()));
+            }
+        }
     }
 
     fn perform(&mut self, task: &mut Task) {

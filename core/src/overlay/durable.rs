@@ -57,6 +57,12 @@ impl Overlay {
         self.journal.as_ref().map_or(0, Journal::generation)
     }
 
+    /// Whether the next one is being written.
+    #[must_use]
+    pub fn is_checkpointing(&self) -> bool {
+        self.journal.as_ref().is_some_and(Journal::is_checkpointing)
+    }
+
     /// Everything that was published so far.
     pub fn visible(&self) -> Visible {
         Visible(self.epoch)

@@ -111,7 +111,7 @@ impl World {
     fn recover(&mut self) -> Result<(), Broken> {
         let mut left = self.tape.draw(Lane::Backend, INTERRUPTIONS_MAX + 1);
         loop {
-            let outcome = self.try_to_recover(left > 0);
+            let outcome = self.try_to_recover(self.recovery(), left > 0);
             match outcome {
                 Ok(()) => break,
                 Err(Stopped::Interrupted) => left -= 1,
@@ -127,8 +127,7 @@ impl World {
         Ok(())
     }
 
-    fn try_to_recover(&mut self, may_stop: bool) -> Result<(), Stopped> {
-        let mut recovery = self.recovery();
+    fn try_to_recover(&mut self, mut recovery: Recovery, may_stop: bool) -> Result<(), Stopped> {
         while let Some(step) = recovery.poll() {
             if may_stop && self.tape.draw(Lane::Backend, 8) == 7 {
                 self.stop_in_the_middle(&step);
@@ -183,20 +182,12 @@ impl World {
         Vec::new()
     }
 
-    /// A byte that recovery needs has changed: it must say so, and where.
+    /// A byte that recovery needs has changed: it must say so, and where. Then it changes back; or it stays
+    /// as it is, if the sheet can be repaired.
     fn refuse_rot(&mut self) -> Result<(), Broken> {
         let Some(rot) = self.draw_rot() else { return Ok(()) };
         self.disk.spoil(DiskFile::Journal(rot.file), rot.byte);
-        let mut recovery = self.recovery();
-        let refusal = loop {
-            let Some(step) = recovery.poll() else { break None };
-            let Step::Read { file, offset, length } = step else { break None };
-            let read = self.disk.read(DiskFile::Journal(file), offset, length);
-            if let Err(refusal) = recovery.handle(Ok(read)) {
-                break Some(refusal);
-            }
-        };
-        self.disk.spoil(DiskFile::Journal(rot.file), rot.byte);
+        let refusal = self.refusal();
         self.note("rot", 0, [rot.byte, 0, 0, 0]);
         let is_found = match (&refusal, rot.record) {
             (
@@ -206,11 +197,49 @@ impl World {
             (Some(Refusal::Damaged { .. }), None) => true,
             _ => false,
         };
-        if is_found {
-            return Ok(());
+        if !is_found {
+            let text = format!("{} byte {} was damaged: {refusal:?}", rot.file, rot.byte);
+            return Broken::by("damage is refused", text);
         }
-        let text = format!("{} byte {} was damaged: {refusal:?}", rot.file, rot.byte);
-        Broken::by("damage is refused", text)
+        let is_checkpoint = matches!(rot.file, JournalFile::Checkpoint(_));
+        if !(is_checkpoint && self.tape.chance(Lane::Repairs, 50)) || !self.repair()? {
+            self.disk.spoil(DiskFile::Journal(rot.file), rot.byte);
+        }
+        Ok(())
+    }
+
+    /// Why the sheet cannot be served, if it cannot. Nothing is written.
+    fn refusal(&self) -> Option<Refusal> {
+        let mut recovery = self.recovery();
+        while let Some(Step::Read { file, offset, length }) = recovery.poll() {
+            let read = self.disk.read(DiskFile::Journal(file), offset, length);
+            if let Err(refusal) = recovery.handle(Ok(read)) {
+                return Some(refusal);
+            }
+        }
+        None
+    }
+
+    /// Goes back from a damaged checkpoint to the one before, however often that is broken off. Answers whether
+    /// there is a way: there must be, unless the next generation was written over it.
+    fn repair(&mut self) -> Result<bool, Broken> {
+        let file = self.journal(JournalFile::Superblock);
+        let newest = Superblock::newest(file).expect("it was not damaged").generation;
+        let known = self.overlay.generation();
+        let is_next_begun = newest == known && self.overlay.is_checkpointing();
+        let mut left = self.tape.draw(Lane::Repairs, INTERRUPTIONS_MAX + 1);
+        while self.refusal().is_some() {
+            match self.try_to_recover(self.recovery().going_back(), left > 0) {
+                Ok(()) => break,
+                Err(Stopped::Interrupted) => left -= 1,
+                Err(Stopped::Refused(_)) if newest == 0 || is_next_begun => return Ok(false),
+                Err(Stopped::Refused(refusal)) => {
+                    return Broken::by("a damaged checkpoint is repaired", refusal.to_string());
+                }
+            }
+        }
+        self.note("repaired", 0, [newest, 0, 0, 0]);
+        Ok(true)
     }
 
     /// A byte of the checkpoint, or of a record that is not the last one.
