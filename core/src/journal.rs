@@ -18,7 +18,9 @@
 //!
 //! # How to drive it
 //! The overlay hands out [`Task`]s, at most one in each [`Lane`]; each is handed back once, with its
-//! outcome. The first failure is final: nothing becomes durable any more.
+//! outcome. The first failure is final: nothing becomes durable any more. Only a section of a checkpoint that
+//! finds the disk full costs nothing: the checkpoint is begun again with the next tick, and meanwhile
+//! publishes are refused once the segment in use is full.
 //!
 //! # Its bounds
 //! A barrier encodes at most [`JournalLimits::queue_entries_max`] edits of 16 bytes under the device's lock
@@ -129,6 +131,14 @@ impl Task {
         self.lane
     }
 
+    /// Whether its failure costs nothing but time: nobody counts on a checkpoint that is being written.
+    #[must_use]
+    pub fn may_fail_with(&self, error: Errno) -> bool {
+        let is_section =
+            matches!(self.action, Action::Write { file: JournalFile::Checkpoint(_), .. });
+        is_section && error == Errno::NoSpace && !planted(Bug::FullCheckpointFinal)
+    }
+
     /// Brings the blocks of the data file into a record that are to be in it: `read` fills bytes from an
     /// offset of the data file on. To be called once, before a write is done; a failure is one of the task.
     pub fn carry<E>(&mut self, read: impl FnMut(u64, &mut [u8]) -> Result<(), E>) -> Result<(), E> {
@@ -174,6 +184,8 @@ enum CheckpointStage {
 struct Checkpoint {
     stage: CheckpointStage,
     busy: bool,
+    /// It found the disk full, and waits for the next tick.
+    waits: bool,
     /// The first block that no section has seen.
     cursor: u64,
     /// The next section: its number, its place, and the checksum of the one before.
@@ -268,6 +280,7 @@ impl Journal {
             checkpoint: Checkpoint {
                 stage: CheckpointStage::Idle,
                 busy: false,
+                waits: false,
                 cursor: 0,
                 number: 0,
                 offset: 0,
@@ -327,6 +340,23 @@ impl Journal {
         entries <= self.limits.queue_entries_max as usize
             && frame_bytes(entries) as u64 <= self.room()
             && (self.fresh == 0 || self.fresh + slots <= u64::from(self.limits.fresh_slots_max))
+    }
+
+    /// Whether a publish of so many edits finds no room however long it waits for a barrier: the segment in use
+    /// is full, and the checkpoint that would free the other one finds no space.
+    pub(crate) fn is_full(&self, entries: usize) -> bool {
+        self.checkpoint.waits
+            && self.queue.entries() == 0
+            && frame_bytes(entries) as u64 > self.room()
+    }
+
+    pub(crate) fn checkpoint_waits(&self) -> bool {
+        self.checkpoint.waits
+    }
+
+    /// A checkpoint that found the disk full may try again.
+    pub(crate) fn try_again(&mut self) {
+        self.checkpoint.waits = false;
     }
 
     /// A publish of one block, whose last edit is still queued: the new one takes its place. All of a record
@@ -520,7 +550,7 @@ impl Journal {
     }
 
     fn poll_checkpoint(&mut self, now: Epoch, map: &Map) -> Option<Action> {
-        if self.checkpoint.busy {
+        if self.checkpoint.busy || self.checkpoint.waits {
             return None;
         }
         let is_closed = self.durable >= self.checkpoint.seen;
@@ -621,11 +651,15 @@ impl Journal {
         if result.is_err() && retries && planted(Bug::SyncRetried) {
             return;
         }
+        let is_delayed = result.is_err_and(|error| task.may_fail_with(error));
         if let Action::Write { bytes, .. } = task.action {
             match task.lane {
                 Lane::Barrier => self.barrier.bytes = bytes,
                 Lane::Checkpoint => self.checkpoint.spare = bytes,
             }
+        }
+        if is_delayed && !self.failed {
+            return self.delay_checkpoint(map);
         }
         if result.is_err() || self.failed {
             // What a failed sync dropped, no later sync brings back: so the first failure is final.
@@ -651,6 +685,20 @@ impl Journal {
             BarrierStage::Write => BarrierStage::Sync,
             BarrierStage::Sync => return self.settle(),
         };
+    }
+
+    /// A section found the disk full: all of it is written again, when there may be space.
+    fn delay_checkpoint(&mut self, map: &Map) {
+        mark(Mark::CheckpointDelayed);
+        self.checkpoint.waits = true;
+        if planted(Bug::SectionLost) {
+            self.checkpoint_went_on(map);
+        } else {
+            self.checkpoint.stage = CheckpointStage::Idle;
+            self.begin_checkpoint();
+        }
+        // Whoever waits for room in the segment may wait in vain.
+        self.wake();
     }
 
     fn checkpoint_went_on(&mut self, map: &Map) {
@@ -694,6 +742,7 @@ impl Journal {
         assert!(self.failed || idle == (self.durable == self.captured));
         let walking = self.checkpoint.stage != CheckpointStage::Idle;
         assert_eq!(walking, self.segment != self.generation, "a segment ahead has its checkpoint");
+        assert!(walking || !self.checkpoint.waits, "what waits for space was begun");
     }
 }
 

@@ -131,7 +131,7 @@ pub struct Predecessor {
 pub enum Conflict {
     /// This block was replaced since its bytes were merged: merge again.
     Replaced(u64),
-    /// A trim took what the quota had counted on.
+    /// A trim took what the quota had counted on; or the journal is full, and the disk as well.
     NoSpace,
     /// A trim freed space that was to stay set aside, and others took it: give back, and ask again.
     Short,

@@ -216,13 +216,22 @@ impl Device {
             self.data().flushed();
         }
         journal.perform(task, self.data()).map_err(|error| {
-            let export = &self.export.name;
-            tracing::error!(
-                export, action = ?kind(&task.action), %error,
-                "the journal failed: writes and flushes of this device fail from now on, reads go on; \
-                 repair the storage and restart"
-            );
-            data_file::errno(&error)
+            let (export, action) = (&self.export.name, kind(&task.action));
+            let errno = data_file::errno(&error);
+            if task.may_fail_with(errno) {
+                tracing::warn!(
+                    export, ?action, %error,
+                    "a checkpoint waits for space, and is tried again every few seconds; make space \
+                     before the journal is full, or writes are refused then"
+                );
+            } else {
+                tracing::error!(
+                    export, ?action, %error,
+                    "the journal failed: writes and flushes of this device fail from now on, reads go on; \
+                     repair the storage and restart"
+                );
+            }
+            errno
         })
     }
 

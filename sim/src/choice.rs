@@ -33,8 +33,8 @@ pub enum Lane {
     Records,
     /// Space that is given back.
     Space,
-    /// Repairs of damaged files.
-    Repairs,
+    /// Checkpoints that find no space, and repairs of damaged ones.
+    Checkpoints,
 }
 
 impl Lane {
@@ -48,12 +48,12 @@ impl Lane {
         Self::Seals,
         Self::Records,
         Self::Space,
-        Self::Repairs,
+        Self::Checkpoints,
     ];
 
     /// Whether most failures can do without it: with plain choices, nothing of it happens.
     fn is_extra(self) -> bool {
-        matches!(self, Self::Seals | Self::Records | Self::Space | Self::Repairs)
+        matches!(self, Self::Seals | Self::Records | Self::Space | Self::Checkpoints)
     }
 
     fn name(self) -> &'static str {
@@ -66,7 +66,7 @@ impl Lane {
             Self::Seals => "seals",
             Self::Records => "records",
             Self::Space => "space",
-            Self::Repairs => "repairs",
+            Self::Checkpoints => "checkpoints",
         }
     }
 }

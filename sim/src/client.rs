@@ -112,6 +112,10 @@ pub trait Excuses {
     fn journal_failed(&self) -> Option<Moment> {
         None
     }
+    /// Whether the journal had no space to go on at some moment since then.
+    fn journal_was_full(&self, _since: Moment) -> bool {
+        false
+    }
 }
 
 /// What went wrong when, to excuse errors.
@@ -123,6 +127,8 @@ pub struct Faults {
     pub growth: Option<Moment>,
     /// When the journal failed.
     pub journal: Option<Moment>,
+    /// When a checkpoint waited for space last.
+    full: Option<Moment>,
     /// Moments at which more of the quota was spoken for than before or after.
     used: Vec<(Moment, u64)>,
     quota_blocks: u64,
@@ -142,8 +148,11 @@ impl Faults {
         self.journal = None;
     }
 
-    /// Notes how much of the quota is spoken for.
+    /// Notes how much of the quota is spoken for, and whether the journal has no space to go on.
     pub fn note_used(&mut self, now: Moment, overlay: &Overlay) {
+        if overlay.checkpoint_waits() {
+            self.full = Some(now);
+        }
         let used = overlay.tally().provisioned() + overlay.charged();
         // Within one batch, blocks may have come and gone.
         let most = judge::take_most_used();
@@ -172,6 +181,10 @@ impl Excuses for Faults {
 
     fn journal_failed(&self) -> Option<Moment> {
         self.journal
+    }
+
+    fn journal_was_full(&self, since: Moment) -> bool {
+        self.full.is_some_and(|at| at >= since)
     }
 }
 
@@ -621,6 +634,7 @@ pub fn judge_error(
         _ if verdict.is_some() => false,
         5 if journal_failed && (changes || trims || flushes) => true,
         5 => failed && (changes || header.command == wire::CMD_READ),
+        28 if excuses.journal_was_full(since) && (changes || trims) => true,
         28 => changes && (excuses.space_was_short(since, blocks) || failed),
         95 => {
             header.command == wire::CMD_WRITE_ZEROES

@@ -76,13 +76,14 @@ pub const HEAD: &str = "| bug | mistake | found | median seeds | median seconds 
                         |---|---|---|---|---|---|";
 
 /// What drawn worlds show only once in many thousands, if at all, and what finds it for certain.
-pub const ELSEWHERE: [(Bug, &str); 10] = [
+pub const ELSEWHERE: [(Bug, &str); 11] = [
     (Bug::CheckpointRaces, "`sim crashes`, `sim/tests/crashes.rs`"),
     (Bug::EdgesForgotten, "the kept tape of its name"),
     (Bug::ShortKeepsPins, "the kept tape of its name"),
     (Bug::LastHoleForgotten, "the kept tape of its name"),
     (Bug::SettledUnnoticed, "`sim/tests/space.rs`"),
     (Bug::ClaimForgotten, "the fuzzed body of recovery"),
+    (Bug::RepairForgets, "the fuzzed body of recovery"),
     (Bug::DroppedSealFreed, "the fuzzed body of the overlay"),
     (Bug::LayerTail, "the fuzzed body of layers"),
     (Bug::StorageMerge, "the fuzzed body of layers"),

@@ -56,7 +56,7 @@ fn trimmed(tape: &Tape) -> Script {
 
 /// All but the configuration, the ones that most failures can do without first.
 const LANES: [Lane; Lane::ALL.len() - 1] = [
-    Lane::Repairs,
+    Lane::Checkpoints,
     Lane::Space,
     Lane::Seals,
     Lane::Records,

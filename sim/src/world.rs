@@ -56,6 +56,8 @@ pub struct World {
     disk: Disk,
     /// Bytes of the template that were made available are 1.
     available: Vec<u8>,
+    /// Until when there is no space for a checkpoint.
+    full_until: u64,
     connections: Vec<Connection>,
     operations: Vec<Operation>,
     step: Moment,
@@ -280,6 +282,7 @@ impl World {
         Self {
             model: Model::new(swarm.size_bytes, swarm.template_bytes),
             available: vec![0; swarm.template_bytes as usize],
+            full_until: 0,
             catalog: Arc::new(Catalog::new(vec![export])),
             requests_left: swarm.requests,
             seals_left: swarm.seals,

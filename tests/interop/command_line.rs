@@ -4,9 +4,10 @@ use std::fs;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Output};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use glassine_tests::client::{Client, READ};
+use glassine_tests::client::{Client, FLUSH, READ, TRIM};
 use glassine_tests::server::{Server, Tmpfs, glassine, make_image, scratch, text, tool, try_tool};
 
 /// Runs `glassine serve`, which is to refuse; answers what it said.
@@ -301,12 +302,12 @@ fn fill_a_disk(size: &str, mode: &[&str]) {
     assert_eq!(client.write(written, &[7; 64 << 10]), 28, "ENOSPC");
     // Reads, flushes, trims and zeroes are served; and a write again, once there is room.
     assert!(client.read(0, 1 << 20).iter().all(|byte| *byte == 7));
-    assert_eq!(client.ask(0, glassine_tests::client::FLUSH, 0, 0), 0);
-    assert_eq!(client.ask(0, glassine_tests::client::TRIM, 0, 1 << 20), 0);
+    assert_eq!(client.ask(0, FLUSH, 0, 0), 0);
+    assert_eq!(client.ask(0, TRIM, 0, 1 << 20), 0);
     assert_eq!(client.write(written, &[8; 64 << 10]), 0, "trimmed space is used again");
     assert!(client.read(written, 64 << 10).iter().all(|byte| *byte == 8));
     assert!(client.read(1 << 20, 1 << 20).iter().all(|byte| *byte == 7));
-    assert_eq!(client.ask(0, glassine_tests::client::FLUSH, 0, 0), 0);
+    assert_eq!(client.ask(0, FLUSH, 0, 0), 0);
     server.stop();
     if mode.is_empty() {
         // The full disk holds all that was acknowledged.
@@ -317,6 +318,57 @@ fn fill_a_disk(size: &str, mode: &[&str]) {
         assert!(client.read(1 << 20, 1 << 20).iter().all(|byte| *byte == 7));
         server.stop();
     }
+}
+
+/// A map that many trims cut up takes more space in a checkpoint than what was set aside for it with its few slots.
+#[test]
+fn a_checkpoint_that_finds_the_disk_full_waits_for_space_and_loses_nothing() {
+    let disk = Tmpfs::mount("40M");
+    let (sheet, directory) = (disk.path().join("sheet"), scratch());
+    let image = directory.path().join("1.img");
+    make_image(&image, 64 << 20, 1);
+    let serve = || Server::over(&image, &["--sheet", path(&sheet)]);
+    let server = serve();
+    let mut client = Client::open(&server.socket());
+    for block in (0..16 << 10).step_by(2) {
+        assert_eq!(client.ask(0, TRIM, block * 4096, 4096), 0);
+    }
+    assert_eq!(client.write(4096, &[1; 4096]), 0);
+    assert_eq!(client.ask(0, FLUSH, 0, 0), 0);
+    let filler = disk.fill();
+    let mut overwrite = |round: u32| {
+        let error = client.write(4096, &[(round % 251) as u8; 4096]);
+        assert_eq!(client.ask(0, FLUSH, 0, 0), 0, "what was answered is durable");
+        error
+    };
+    // Writes go on, for as long as the journal has room beside the checkpoint.
+    let refused = (0..).find(|round| overwrite(*round) != 0).expect("a journal has an end");
+    assert!((1500..4096).contains(&refused), "{refused}");
+    assert!(server.log().contains("a checkpoint waits for space"), "{}", server.log());
+    assert_eq!(overwrite(refused), 28, "ENOSPC");
+    let kept = [((refused - 1) % 251) as u8; 4096];
+    let mut other = Client::open(&server.socket());
+    assert_eq!(other.read(4096, 4096), kept);
+    assert_eq!(other.ask(0, TRIM, 4096, 4096), 28, "a trim takes room in the journal as well");
+    // The sheet can be served again as it is.
+    server.stop();
+    let server = serve();
+    let mut client = Client::open(&server.socket());
+    assert_eq!(client.read(4096, 4096), kept);
+    assert_eq!(client.write(4096, &[9; 4096]), 28);
+    fs::remove_file(filler).expect("there");
+    let began = Instant::now();
+    while client.write(4096, &[9; 4096]) != 0 {
+        assert!(began.elapsed() < Duration::from_secs(30), "{}", server.log());
+        thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(client.ask(0, FLUSH, 0, 0), 0);
+    server.stop();
+    let server = serve();
+    let mut client = Client::open(&server.socket());
+    assert_eq!(client.read(4096, 4096), [9; 4096]);
+    assert_eq!(client.read(8192, 4096), [0; 4096]);
+    server.stop();
 }
 
 #[test]
@@ -364,7 +416,7 @@ fn a_sheet_with_a_journal_is_refused_whole_and_loses_nothing() {
     let mut client = Client::open(&server.socket());
     for block in 0..3 {
         assert_eq!(client.write(block * 4096, &[8; 4096]), 0);
-        assert_eq!(client.ask(0, glassine_tests::client::FLUSH, 0, 0), 0);
+        assert_eq!(client.ask(0, FLUSH, 0, 0), 0);
     }
     server.stop();
     let journal = sheet.join("journal.0");
@@ -403,7 +455,7 @@ fn a_damaged_checkpoint_is_repaired_without_a_loss_and_a_damaged_record_is_told(
         let (block, byte) = (round as usize % 50 * 4096, (round % 251) as u8);
         expected[block..][..4096].fill(byte);
         assert_eq!(client.write(block as u64, &[byte; 4096]), 0);
-        assert_eq!(client.ask(0, glassine_tests::client::FLUSH, 0, 0), 0);
+        assert_eq!(client.ask(0, FLUSH, 0, 0), 0);
     }
     server.stop();
     let unharmed = repair(&[]);
@@ -489,7 +541,7 @@ fn a_failed_sync_is_final_until_the_restart() {
     let server = Server::blank("1M", &["--sheet", path(&sheet)]);
     let mut client = Client::open(&server.socket());
     assert_eq!(client.write(0, &[7; 4096]), 0);
-    assert_eq!(client.ask(0, glassine_tests::client::FLUSH, 0, 0), 0);
+    assert_eq!(client.ask(0, FLUSH, 0, 0), 0);
     server.stop();
     let server_directory = scratch();
     let mut command = std::process::Command::new("strace");
@@ -505,7 +557,7 @@ fn a_failed_sync_is_final_until_the_restart() {
     assert_eq!(client.write(0, &[8; 4096]), 0, "visible, and not durable");
     assert_eq!(client.read(0, 4096), [8; 4096]);
     for _ in 0..2 {
-        assert_eq!(client.ask(0, glassine_tests::client::FLUSH, 0, 0), 5, "EIO");
+        assert_eq!(client.ask(0, FLUSH, 0, 0), 5, "EIO");
     }
     assert_eq!(client.write(4096, &[9; 4096]), 5, "it could never become durable");
     assert_eq!(client.read(0, 4096), [8; 4096], "reads go on");
@@ -516,6 +568,6 @@ fn a_failed_sync_is_final_until_the_restart() {
     let mut client = Client::open(&server.socket());
     assert_eq!(client.read(0, 4096), [7; 4096], "what was acknowledged is there");
     assert_eq!(client.write(0, &[9; 4096]), 0);
-    assert_eq!(client.ask(0, glassine_tests::client::FLUSH, 0, 0), 0);
+    assert_eq!(client.ask(0, FLUSH, 0, 0), 0);
     server.stop();
 }

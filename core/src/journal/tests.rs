@@ -1,5 +1,6 @@
 //! The journal and recovery together, over files that keep what they are told.
 
+mod full;
 mod going_back;
 mod recovery;
 

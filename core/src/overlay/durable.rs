@@ -63,6 +63,13 @@ impl Overlay {
         self.journal.as_ref().is_some_and(Journal::is_checkpointing)
     }
 
+    /// Whether the next one found the disk full, and is tried again with the next [`Self::tick`]. Publishes
+    /// are refused once the journal has no room left.
+    #[must_use]
+    pub fn checkpoint_waits(&self) -> bool {
+        self.journal.as_ref().is_some_and(Journal::checkpoint_waits)
+    }
+
     /// Everything that was published so far.
     pub fn visible(&self) -> Visible {
         Visible(self.epoch)
@@ -95,11 +102,13 @@ impl Overlay {
 
     /// To be called every few seconds, so that a crash takes little where nobody flushes: begins to make
     /// everything durable if nothing was published since the last call, and with every sixth call whatever happens.
+    /// Tries again to write a checkpoint that found the disk full.
     /// Gives much more space back if nothing was for [`SpaceLimits::quiet_ticks`](crate::SpaceLimits::quiet_ticks).
     pub fn tick(&mut self) {
         self.tidy();
         if let Some(journal) = &mut self.journal {
             journal.want_when_quiet(self.epoch);
+            journal.try_again();
         }
     }
 
@@ -150,8 +159,13 @@ impl Overlay {
             return Err(Conflict::Failed);
         }
         // The zero range may split a run, and is an edit of its own.
-        if journal.has_room(runs.len() + 2, extent.slots()) {
+        let entries = runs.len() + 2;
+        if journal.has_room(entries, extent.slots()) {
             return Ok(());
+        }
+        if journal.is_full(entries) {
+            mark(Mark::JournalFull);
+            return Err(Conflict::NoSpace);
         }
         Err(Conflict::Backlog)
     }

@@ -202,7 +202,8 @@ impl World {
             return Broken::by("damage is refused", text);
         }
         let is_checkpoint = matches!(rot.file, JournalFile::Checkpoint(_));
-        if !(is_checkpoint && self.tape.chance(Lane::Repairs, 50)) || !self.repair()? {
+        let stays = is_checkpoint && self.tape.chance(Lane::Checkpoints, 50) && self.repair()?;
+        if !stays {
             self.disk.spoil(DiskFile::Journal(rot.file), rot.byte);
         }
         Ok(())
@@ -227,7 +228,7 @@ impl World {
         let newest = Superblock::newest(file).expect("it was not damaged").generation;
         let known = self.overlay.generation();
         let is_next_begun = newest == known && self.overlay.is_checkpointing();
-        let mut left = self.tape.draw(Lane::Repairs, INTERRUPTIONS_MAX + 1);
+        let mut left = self.tape.draw(Lane::Checkpoints, INTERRUPTIONS_MAX + 1);
         while self.refusal().is_some() {
             match self.try_to_recover(self.recovery().going_back(), left > 0) {
                 Ok(()) => break,
@@ -310,6 +311,13 @@ impl World {
             Action::SyncData => self.disk.sync(DiskFile::Data),
             Action::Sync { file } if fails => self.disk.fail_to_sync(DiskFile::Journal(*file)),
             Action::Sync { file } => self.disk.sync(DiskFile::Journal(*file)),
+            Action::Write { file: file @ JournalFile::Checkpoint(_), offset, bytes }
+                if *done == 0 && self.is_full() =>
+            {
+                let count = self.tape.draw(Lane::Checkpoints, bytes.len() as u64) as usize;
+                self.disk.write(DiskFile::Journal(*file), *offset, &bytes[..count]);
+                return Some(Err(Errno::NoSpace));
+            }
             Action::Write { file, offset, bytes } => {
                 let count = self.portion(Lane::Backend, (bytes.len() - *done) as u64) as usize;
                 let piece = &bytes[*done..*done + count];
@@ -322,8 +330,20 @@ impl World {
         }
         if fails {
             self.faults.journal = self.faults.journal.or(Some(self.step));
+            return Some(Err(Errno::Io));
         }
-        Some(if fails { Err(Errno::Io) } else { Ok(()) })
+        Some(Ok(()))
+    }
+
+    /// Whether there is no space for a checkpoint, for some time.
+    fn is_full(&mut self) -> bool {
+        if self.is_calm() {
+            return false;
+        }
+        if self.step >= self.full_until && self.tape.chance(Lane::Checkpoints, 3) {
+            self.full_until = self.step + self.tape.length(Lane::Checkpoints, 10_000);
+        }
+        self.step < self.full_until
     }
 
     /// Everything that is visible becomes durable, at the end of a run.
