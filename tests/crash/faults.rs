@@ -8,6 +8,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use glassine_tests::changes::{batch, lock};
 use glassine_tests::client::{Client, FLUSH, TRIM, WRITE, WRITE_ZEROES};
@@ -21,6 +22,8 @@ const EIO: u32 = 5;
 const ENOSPC: u32 = 28;
 /// So many batches reach every fault, and some generations of the journal.
 const BATCHES: usize = 30_000;
+/// A checkpoint is tried again every five seconds.
+const PATIENCE: Duration = Duration::from_secs(40);
 /// So many meet those that fail again and again.
 const FEW: usize = 300;
 
@@ -31,16 +34,18 @@ enum Outcome {
     Nothing,
     /// Requests meet this error, and others go on.
     Requests(u32),
+    /// A checkpoint is tried again: no request notices, or some meet ENOSPC.
+    Delayed,
     /// The journal has failed: no change and no FLUSH succeeds until the restart.
     Final,
 }
 
-use Outcome::{Final, Nothing, Requests};
+use Outcome::{Delayed, Final, Nothing, Requests};
 
 /// File, system call, what strace does to it and at which calls, what comes of it. strace counts by thread: a first
 /// write or sync of `superblock` or `journal.0` would be that of the recovery.
 #[rustfmt::skip]
-const FAULTS: [(&str, &str, &str, Outcome); 18] = [
+const FAULTS: [(&str, &str, &str, Outcome); 19] = [
     ("data", "fdatasync", "error=EIO:when=5", Final),
     ("data", "fdatasync", "error=ENOSPC:when=5", Final),
     ("data", "fdatasync", "error=EDQUOT:when=5", Final),
@@ -51,7 +56,8 @@ const FAULTS: [(&str, &str, &str, Outcome); 18] = [
     ("journal.0", "pwrite64", "error=EINTR:when=3+5", Nothing),
     ("journal.1", "pwrite64", "error=EIO:when=1", Final),
     ("journal.1", "fdatasync", "error=EIO:when=2", Final),
-    ("checkpoint.1", "pwrite64", "error=ENOSPC:when=1", Final),
+    ("checkpoint.1", "pwrite64", "error=EIO:when=1", Final),
+    ("checkpoint.1", "pwrite64", "error=ENOSPC:when=1", Delayed),
     ("checkpoint.1", "fdatasync", "error=EIO:when=1", Final),
     ("superblock", "pwrite64", "error=EIO:when=2", Final),
     ("superblock", "fdatasync", "error=EIO:when=2", Final),
@@ -114,6 +120,17 @@ impl Subject {
         Vec::new()
     }
 
+    /// Loads a server until its requests meet this error no more.
+    fn wait_out(&mut self, server: &Server, mut met: Vec<u32>, error: u32) {
+        let began = Instant::now();
+        while !met.is_empty() {
+            assert!(met.iter().all(|one| *one == error), "{met:?}");
+            assert!(began.elapsed() < PATIENCE, "the fault goes away, its errors do not");
+            met = self.load(server, 50);
+        }
+        assert!(!server.log().contains("the journal failed"), "{}", server.log());
+    }
+
     /// Restarts without faults: what was acknowledged is there, and the device does all it should.
     fn restart(&mut self) {
         let server = self.serve();
@@ -133,20 +150,17 @@ fn calls_that_fail_cost_what_they_must_and_nothing_that_was_acknowledged() {
         let mut subject = Subject::new(&directory.path().join("sheet"));
         let server = subject.serve_with_fault(&trace, file, call, fault);
         let batches = if outcome == Nothing { FEW } else { BATCHES };
-        let mut met = subject.load(&server, batches);
+        let met = subject.load(&server, batches);
         match outcome {
             Nothing => assert_eq!(met, []),
             Requests(error) => {
-                // It may take some time to go away.
-                let mut tries = 0;
-                while !met.is_empty() {
-                    assert!(met.iter().all(|one| *one == error), "{met:?}");
-                    tries += 1;
-                    assert!(tries < FEW, "the fault goes away, and its errors do not");
-                    met = subject.load(&server, 50);
-                }
-                assert!(tries > 0, "somebody notices");
-                assert!(!server.log().contains("the journal failed"), "{}", server.log());
+                assert!(!met.is_empty(), "somebody notices");
+                subject.wait_out(&server, met, error);
+            }
+            Delayed => {
+                subject.wait_out(&server, met, ENOSPC);
+                let log = server.log();
+                assert!(log.contains("a checkpoint waits for space"), "{log}");
             }
             Final => {
                 assert!(!met.is_empty() && met.iter().all(|one| *one == EIO), "{met:?}");
