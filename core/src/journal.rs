@@ -342,12 +342,10 @@ impl Journal {
             && (self.fresh == 0 || self.fresh + slots <= u64::from(self.limits.fresh_slots_max))
     }
 
-    /// Whether a publish of so many edits finds no room however long it waits for a barrier: the segment in use
+    /// Whether a publish that found no room finds none however long it waits for a barrier: the segment in use
     /// is full, and the checkpoint that would free the other one finds no space.
-    pub(crate) fn is_full(&self, entries: usize) -> bool {
-        self.checkpoint.waits
-            && self.queue.entries() == 0
-            && frame_bytes(entries) as u64 > self.room()
+    pub(crate) fn is_full(&self) -> bool {
+        self.checkpoint.waits && self.queue.entries() == 0
     }
 
     pub(crate) fn checkpoint_waits(&self) -> bool {

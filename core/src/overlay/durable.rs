@@ -159,11 +159,10 @@ impl Overlay {
             return Err(Conflict::Failed);
         }
         // The zero range may split a run, and is an edit of its own.
-        let entries = runs.len() + 2;
-        if journal.has_room(entries, extent.slots()) {
+        if journal.has_room(runs.len() + 2, extent.slots()) {
             return Ok(());
         }
-        if journal.is_full(entries) {
+        if journal.is_full() {
             mark(Mark::JournalFull);
             return Err(Conflict::NoSpace);
         }
