@@ -14,8 +14,8 @@ use super::recovery::{Damage, Recovered, Recovery, Refusal, Step, blank};
 use super::superblock::{Identity, SuperblockError};
 use super::{Action, JournalFile, Lane, Task};
 use crate::map::Entry;
-use crate::overlay::{Conflict, Extent, Reserve, SessionKey};
-use crate::slot::SlotId;
+use crate::overlay::{Conflict, Extent, Grant, Reserve, SessionKey};
+use crate::slot::{Run, SlotId};
 use crate::{Errno, JournalLimits, Overlay, OverlayConfig, SpaceLimits};
 
 const KEY: SessionKey = SessionKey(1);
@@ -162,11 +162,11 @@ impl Files {
         }
     }
 
-    fn change(&mut self, overlay: &mut Overlay, extent: &Extent) {
-        let mut runs = Vec::new();
-        let grant = loop {
-            match overlay.reserve(extent, KEY, &mut runs).unwrap() {
-                Reserve::Granted(grant) => break grant,
+    /// Slots for a change; the data file grows if there are not enough.
+    fn reserve(&mut self, overlay: &mut Overlay, extent: &Extent, runs: &mut Vec<Run>) -> Grant {
+        loop {
+            match overlay.reserve(extent, KEY, runs).unwrap() {
+                Reserve::Granted(grant) => return grant,
                 Reserve::Wait => {
                     let slots = overlay.poll_growth().unwrap();
                     self.data.resize(self.data.len() + slots.count as usize, 0);
@@ -174,7 +174,12 @@ impl Files {
                     overlay.take_waiting();
                 }
             }
-        };
+        }
+    }
+
+    fn change(&mut self, overlay: &mut Overlay, extent: &Extent) {
+        let mut runs = Vec::new();
+        let grant = self.reserve(overlay, extent, &mut runs);
         while overlay.publish(extent, &mut runs, grant, [].into_iter()).is_err() {
             overlay.wait_for_journal(KEY);
             self.work(overlay);

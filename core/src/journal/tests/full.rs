@@ -25,17 +25,7 @@ fn work_without_space(files: &mut Files, overlay: &mut Overlay) -> u32 {
 /// Publishes a block, if the journal takes it in.
 fn publish(files: &mut Files, overlay: &mut Overlay, block: u64) -> Result<(), Conflict> {
     let (extent, mut runs) = (written(block..block + 1), Vec::new());
-    let grant = loop {
-        match overlay.reserve(&extent, KEY, &mut runs).unwrap() {
-            Reserve::Granted(grant) => break grant,
-            Reserve::Wait => {
-                let slots = overlay.poll_growth().unwrap();
-                files.data.resize(files.data.len() + slots.count as usize, 0);
-                overlay.grown(true);
-                overlay.take_waiting();
-            }
-        }
-    };
+    let grant = files.reserve(overlay, &extent, &mut runs);
     let published = overlay.publish(&extent, &mut runs, grant, [].into_iter()).map(|_| ());
     if published.is_err() {
         overlay.release(&mut runs, grant);
