@@ -58,6 +58,8 @@ pub struct World {
     available: Vec<u8>,
     /// Until when there is no space for a checkpoint.
     full_until: u64,
+    /// The last generation whose files were begun, as far as a crash has shown.
+    begun: u64,
     connections: Vec<Connection>,
     operations: Vec<Operation>,
     step: Moment,
@@ -283,6 +285,7 @@ impl World {
             model: Model::new(swarm.size_bytes, swarm.template_bytes),
             available: vec![0; swarm.template_bytes as usize],
             full_until: 0,
+            begun: 0,
             catalog: Arc::new(Catalog::new(vec![export])),
             requests_left: swarm.requests,
             seals_left: swarm.seals,
