@@ -170,6 +170,8 @@ struct Barrier {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum CheckpointStage {
     Idle,
+    /// A section found the disk full: all of it is begun again with the next tick.
+    Waits,
     Walk,
     Sync,
     /// Everything that the checkpoint may have seen must become durable.
@@ -184,8 +186,6 @@ enum CheckpointStage {
 struct Checkpoint {
     stage: CheckpointStage,
     busy: bool,
-    /// It found the disk full, and waits for the next tick.
-    waits: bool,
     /// The first block that no section has seen.
     cursor: u64,
     /// The next section: its number, its place, and the checksum of the one before.
@@ -280,7 +280,6 @@ impl Journal {
             checkpoint: Checkpoint {
                 stage: CheckpointStage::Idle,
                 busy: false,
-                waits: false,
                 cursor: 0,
                 number: 0,
                 offset: 0,
@@ -299,7 +298,7 @@ impl Journal {
             limits,
             identity,
         };
-        if segment != generation {
+        if journal.is_checkpointing() {
             // A crash cut the checkpoint short that the segment in use belongs to.
             mark(Mark::CheckpointResumed);
             journal.begin_checkpoint();
@@ -329,7 +328,7 @@ impl Journal {
 
     /// Bytes that the segment still takes to which the queue will go.
     fn room(&self) -> u64 {
-        let used = if self.segment == self.generation { 0 } else { self.used };
+        let used = if self.is_checkpointing() { self.used } else { 0 };
         self.identity.segment_bytes - used
     }
 
@@ -345,16 +344,18 @@ impl Journal {
     /// Whether a publish that found no room finds none however long it waits for a barrier: the segment in use
     /// is full, and the checkpoint that would free the other one finds no space.
     pub(crate) fn is_full(&self) -> bool {
-        self.checkpoint.waits && self.queue.entries() == 0
+        self.checkpoint_waits() && self.queue.entries() == 0
     }
 
     pub(crate) fn checkpoint_waits(&self) -> bool {
-        self.checkpoint.waits
+        self.checkpoint.stage == CheckpointStage::Waits
     }
 
     /// A checkpoint that found the disk full may try again.
     pub(crate) fn try_again(&mut self) {
-        self.checkpoint.waits = false;
+        if self.checkpoint_waits() {
+            self.begin_checkpoint();
+        }
     }
 
     /// A publish of one block, whose last edit is still queued: the new one takes its place. All of a record
@@ -542,13 +543,14 @@ impl Journal {
 
     fn begin_checkpoint(&mut self) {
         let checkpoint = &mut self.checkpoint;
-        assert!(checkpoint.stage == CheckpointStage::Idle && !checkpoint.busy);
+        assert!(matches!(checkpoint.stage, CheckpointStage::Idle | CheckpointStage::Waits));
+        assert!(!checkpoint.busy);
         checkpoint.stage = CheckpointStage::Walk;
         (checkpoint.cursor, checkpoint.number, checkpoint.offset, checkpoint.chain) = (0, 0, 0, 0);
     }
 
     fn poll_checkpoint(&mut self, now: Epoch, map: &Map) -> Option<Action> {
-        if self.checkpoint.busy || self.checkpoint.waits {
+        if self.checkpoint.busy {
             return None;
         }
         let is_closed = self.durable >= self.checkpoint.seen;
@@ -560,7 +562,7 @@ impl Journal {
         }
         let file = checkpoint_file(self.segment);
         match self.checkpoint.stage {
-            CheckpointStage::Idle | CheckpointStage::Close => None,
+            CheckpointStage::Idle | CheckpointStage::Waits | CheckpointStage::Close => None,
             CheckpointStage::Walk => {
                 let offset = self.checkpoint.offset;
                 let bytes = self.section(now, map);
@@ -688,20 +690,17 @@ impl Journal {
     /// A section found the disk full: all of it is written again, when there may be space.
     fn delay_checkpoint(&mut self, map: &Map) {
         mark(Mark::CheckpointDelayed);
-        self.checkpoint.waits = true;
         if planted(Bug::SectionLost) {
-            self.checkpoint_went_on(map);
-        } else {
-            self.checkpoint.stage = CheckpointStage::Idle;
-            self.begin_checkpoint();
+            return self.checkpoint_went_on(map);
         }
+        self.checkpoint.stage = CheckpointStage::Waits;
         // Whoever waits for room in the segment may wait in vain.
         self.wake();
     }
 
     fn checkpoint_went_on(&mut self, map: &Map) {
         self.checkpoint.stage = match self.checkpoint.stage {
-            CheckpointStage::Idle | CheckpointStage::Close => {
+            CheckpointStage::Idle | CheckpointStage::Waits | CheckpointStage::Close => {
                 unreachable!("no task was under way")
             }
             CheckpointStage::Walk if self.checkpoint.cursor < map.blocks() => CheckpointStage::Walk,
@@ -739,8 +738,7 @@ impl Journal {
         let idle = self.barrier.stage == BarrierStage::Idle;
         assert!(self.failed || idle == (self.durable == self.captured));
         let walking = self.checkpoint.stage != CheckpointStage::Idle;
-        assert_eq!(walking, self.segment != self.generation, "a segment ahead has its checkpoint");
-        assert!(walking || !self.checkpoint.waits, "what waits for space was begun");
+        assert_eq!(walking, self.is_checkpointing(), "a segment ahead has its checkpoint");
     }
 }
 

@@ -233,7 +233,9 @@ pub struct Recovered {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Stage {
-    Superblock,
+    Superblock {
+        goes_back: bool,
+    },
     Checkpoint,
     Segment {
         is_next: bool,
@@ -255,7 +257,6 @@ pub struct Recovery {
     limits: JournalLimits,
     data_slots: u32,
     stage: Stage,
-    goes_back: bool,
     superblock: Option<Superblock>,
     /// Where the generation begins that is given up.
     given_up: Option<Position>,
@@ -297,8 +298,7 @@ impl Recovery {
             template_id,
             limits,
             data_slots,
-            stage: Stage::Superblock,
-            goes_back: false,
+            stage: Stage::Superblock { goes_back: false },
             superblock: None,
             given_up: None,
             section: start,
@@ -317,7 +317,7 @@ impl Recovery {
     /// Begins with the generation before the newest, and gives that one up.
     #[must_use]
     pub fn going_back(self) -> Self {
-        Self { goes_back: true, ..self }
+        Self { stage: Stage::Superblock { goes_back: true }, ..self }
     }
 
     fn superblock(&self) -> &Superblock {
@@ -328,7 +328,7 @@ impl Recovery {
     #[must_use]
     pub fn poll(&self) -> Option<Step> {
         Some(match &self.stage {
-            Stage::Superblock => Step::Read {
+            Stage::Superblock { .. } => Step::Read {
                 file: JournalFile::Superblock,
                 offset: 0,
                 length: SUPERBLOCK_FILE_BYTES as u64,
@@ -391,7 +391,7 @@ impl Recovery {
         };
         let bytes = outcome.map_err(|error| Refusal::Storage { file, error })?;
         self.stage = match self.stage {
-            Stage::Superblock => self.read_superblock(bytes)?,
+            Stage::Superblock { goes_back } => self.read_superblock(bytes, goes_back)?,
             Stage::Checkpoint => self.read_checkpoint(file, bytes)?,
             Stage::Segment { is_next } => self.read_segment(file, bytes, is_next)?,
             Stage::WriteSuperblock => Stage::SyncSuperblock,
@@ -408,8 +408,8 @@ impl Recovery {
         if is_done { Stage::Done } else { Stage::Restore }
     }
 
-    fn read_superblock(&mut self, bytes: &[u8]) -> Result<Stage, Refusal> {
-        let superblock = if self.goes_back {
+    fn read_superblock(&mut self, bytes: &[u8], goes_back: bool) -> Result<Stage, Refusal> {
+        let superblock = if goes_back {
             let [newest, before] = Superblock::last_two(bytes).map_err(Refusal::Superblock)?;
             self.given_up = Some(Position { number: newest.number, chain: newest.chain });
             before
