@@ -112,21 +112,26 @@ impl Closed {
         Ok(Self { sheet, journal, note, owner, data_bytes })
     }
 
-    /// What a server would make of it; nothing is written.
-    pub fn recover(&self) -> Result<(Overlay, Recovered), Refusal> {
-        self.journal.recover(self.recovery(), None)
-    }
-
-    /// The same from the generation before the newest on, which is given up.
-    pub fn go_back(&self) -> anyhow::Result<Result<(Overlay, Recovered), Refusal>> {
-        let data = DataFile::new(self.sheet.data()?, self.owner.config.size_bytes)
-            .with_context(|| format!("cannot map the data of sheet {}", self.shown()))?;
-        Ok(self.journal.recover(self.recovery().going_back(), Some(&data)))
-    }
-
-    fn recovery(&self) -> Recovery {
+    /// What finds out what a server would make of it.
+    pub fn recovery(&self) -> Recovery {
         let slots = self.data_bytes / u64::from(BLOCK_BYTES);
         self.owner.recovery(u32::try_from(slots).unwrap_or(u32::MAX))
+    }
+
+    /// Recovers without writing anything.
+    pub fn look(&self, recovery: Recovery) -> Result<(Overlay, Recovered), Refusal> {
+        self.journal.recover(recovery, None)
+    }
+
+    /// Recovers, and makes durable what a server would.
+    pub fn perform(&self, recovery: Recovery) -> anyhow::Result<Recovered> {
+        let shown = self.shown();
+        let data = DataFile::new(self.sheet.data()?, self.owner.config.size_bytes)
+            .with_context(|| format!("cannot map the data of sheet {shown}"))?;
+        let recovered = self.journal.recover(recovery, Some(&data));
+        recovered.map(|(_, found)| found).map_err(|refusal| {
+            anyhow!("recovery of sheet {shown} was broken off: {refusal}; mend the storage and repeat it: nothing is lost")
+        })
     }
 
     /// Where it is.
@@ -145,7 +150,7 @@ fn refused(path: &Path, note: &Option<SheetNote>, refusal: Refusal) -> anyhow::E
 /// Checks the sheet in a directory.
 pub fn check(path: &Path, with_map: bool) -> anyhow::Result<Report> {
     let closed = Closed::open(path, true)?;
-    let recovered = closed.recover();
+    let recovered = closed.look(closed.recovery());
     let (overlay, found) = recovered.map_err(|refusal| refused(path, &closed.note, refusal))?;
     Ok(report(&overlay, found, closed.note, closed.data_bytes, with_map))
 }

@@ -3,7 +3,8 @@
 //! Where to look: `config` and `cli` say what to serve, `server` starts and stops it, `worker` is a
 //! thread's event loop (told by the `router`), `driver` moves one connection, `device` is one
 //! copy-on-write device with its `template`, `sheet`, `data_file` and
-//! `journal_files` (`check` and `repair` look at those of a sheet that is not served), `pool` does what may block. `control` is how a running server is asked and told, and
+//! `journal_files` (`check` and `repair` look at those of a sheet that is not served), `pool` does what may
+//! block. `control` is how a running server is asked and told, and
 //! `command` is the command line's side of that.
 //! This is the only crate with unsafe code, and all of it is in `sys`, behind the
 //! system calls, and in `copy`.

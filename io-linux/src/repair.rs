@@ -27,18 +27,21 @@ pub struct Report {
 /// Repairs the sheet in a directory.
 pub fn repair(path: &Path) -> anyhow::Result<Report> {
     let closed = Closed::open(path, false)?;
-    let (damage, found) = match closed.recover() {
-        Ok((_, found)) => (None, found),
-        Err(damage) => match closed.go_back()? {
-            Ok((_, found)) => (Some(damage.to_string()), found),
-            Err(refusal) => bail!(
+    let damage = closed.look(closed.recovery()).err();
+    let mut recovery = closed.recovery();
+    if let Some(damage) = damage {
+        if let Err(refusal) = closed.look(closed.recovery().going_back()) {
+            bail!(
                 "sheet {} cannot be repaired: {damage}; and it cannot go back to the checkpoint before: {refusal}. Nothing was changed; restore the sheet from a copy, or serve another one over its last snapshot",
                 closed.shown()
-            ),
-        },
-    };
+            );
+        }
+        recovery = recovery.going_back();
+    }
+    // Also if nothing is damaged: a repair that was broken off may not be durable yet.
+    let found = closed.perform(recovery)?;
     Ok(Report {
-        damage,
+        damage: damage.map(|damage| damage.to_string()),
         generation: found.generation,
         records: found.records,
         edits: found.edits,

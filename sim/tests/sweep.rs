@@ -29,8 +29,8 @@ fn every_seed_holds_and_repeats_and_every_rare_path_is_taken() {
     assert!(never.is_empty(), "no seed below {seed} takes these paths: {never:?}");
 }
 
-/// Two that the check of repairs misjudged: an earlier life had begun to write over the generation before; and
-/// a power cut undid a repair that had been broken off before its superblock was synced.
+/// The check of repairs did not know that an earlier life had begun to write over the generation before; and a
+/// power cut undid a repair that had been broken off, and found nothing to do when it was made again.
 #[test]
 fn seeds_that_failed_once_hold() {
     for seed in [60_019_424, 60_051_130] {

@@ -87,8 +87,10 @@ impl World {
         if self.overlay.is_checkpointing() {
             self.begun = self.overlay.generation() + 1;
         }
-        let is_repaired = rots && self.tape.chance(Lane::Backend, 50) && self.refuse_rot()?;
-        self.recover(is_repaired)?;
+        if rots && self.tape.chance(Lane::Backend, 50) {
+            self.refuse_rot()?;
+        }
+        self.recover()?;
         self.faults.recovered();
         let content = self.content()?;
         self.trace.note_bytes(&content);
@@ -108,20 +110,14 @@ impl World {
         Recovery::new(self.overlay_config(), TEMPLATE_ID, slots, limits)
     }
 
-    /// Recovers, however often that is broken off. That may undo a repair which was broken off itself, before
-    /// its superblock was synced.
-    fn recover(&mut self, is_repaired: bool) -> Result<(), Broken> {
+    /// Recovers, however often that is broken off.
+    fn recover(&mut self) -> Result<(), Broken> {
         let mut left = self.tape.draw(Lane::Backend, INTERRUPTIONS_MAX + 1);
-        let mut is_undone = false;
         loop {
             let outcome = self.try_to_recover(self.recovery(), left > 0);
             match outcome {
                 Ok(()) => break,
-                Err(Stopped::Interrupted) => {
-                    left -= 1;
-                    is_undone = is_repaired;
-                }
-                Err(Stopped::Refused(_)) if std::mem::take(&mut is_undone) && self.repair()? => {}
+                Err(Stopped::Interrupted) => left -= 1,
                 Err(Stopped::Refused(refusal)) => {
                     return Broken::by("recovery succeeds", refusal.to_string());
                 }
@@ -190,9 +186,9 @@ impl World {
     }
 
     /// A byte that recovery needs has changed: it must say so, and where. Then it changes back; or it stays
-    /// as it is, if the sheet can be repaired: answers whether it was.
-    fn refuse_rot(&mut self) -> Result<bool, Broken> {
-        let Some(rot) = self.draw_rot() else { return Ok(false) };
+    /// as it is, if the sheet can be repaired.
+    fn refuse_rot(&mut self) -> Result<(), Broken> {
+        let Some(rot) = self.draw_rot() else { return Ok(()) };
         self.disk.spoil(DiskFile::Journal(rot.file), rot.byte);
         let refusal = self.refusal();
         self.note("rot", 0, [rot.byte, 0, 0, 0]);
@@ -213,7 +209,7 @@ impl World {
         if !stays {
             self.disk.spoil(DiskFile::Journal(rot.file), rot.byte);
         }
-        Ok(stays)
+        Ok(())
     }
 
     /// Why the sheet cannot be served, if it cannot. Nothing is written.
@@ -235,8 +231,12 @@ impl World {
         let newest = Superblock::newest(file).expect("it was not damaged").generation;
         let is_next_begun = self.begun > newest;
         let mut left = self.tape.draw(Lane::Checkpoints, INTERRUPTIONS_MAX + 1);
-        while self.refusal().is_some() {
-            match self.try_to_recover(self.recovery().going_back(), left > 0) {
+        loop {
+            let recovery = self.recovery();
+            // What is whole is recovered as well: a repair that was broken off may not be durable yet.
+            let is_damaged = self.refusal().is_some();
+            let recovery = if is_damaged { recovery.going_back() } else { recovery };
+            match self.try_to_recover(recovery, left > 0) {
                 Ok(()) => break,
                 Err(Stopped::Interrupted) => left -= 1,
                 Err(Stopped::Refused(_)) if newest == 0 || is_next_begun => return Ok(false),
