@@ -221,6 +221,8 @@ pub(crate) struct Journal {
     /// Bytes of it that are spoken for.
     used: u64,
     next: Position,
+    /// The number behind the last record that is durable.
+    recorded: u64,
     /// Where the segment in use begins.
     first: Position,
     /// Edits that are visible and in no record.
@@ -263,6 +265,7 @@ impl Journal {
             segment,
             used,
             next,
+            recorded: next.number,
             first,
             queue: FrameBuffer::default(),
             last_publish: 0,
@@ -537,6 +540,7 @@ impl Journal {
     fn settle(&mut self) {
         assert!(self.captured >= self.durable);
         self.durable = self.captured;
+        self.recorded = self.next.number;
         self.barrier.stage = BarrierStage::Idle;
         self.wake();
     }
@@ -576,6 +580,7 @@ impl Journal {
                     generation: self.segment,
                     number: self.first.number,
                     chain: self.first.chain,
+                    needs: self.recorded,
                 };
                 let mut bytes = core::mem::take(&mut self.checkpoint.spare);
                 bytes.clear();

@@ -119,6 +119,7 @@ named! {
         CarriedUnchecked = "carried-unchecked": "the checksum of the blocks that a record carries is not looked at",
         CarriedNotRestored = "carried-not-restored": "recovery leaves the blocks that records carry where they are",
         ReplayTwice = "replay-twice": "after recovery, records go to the beginning of the segment again",
+        NeedsIgnored = "needs-ignored": "recovery does without the records that the checkpoint needs",
         RepairForgets = "repair-forgets": "a repair forgets the records behind the checkpoint that is damaged",
         GivenUpKept = "given-up-kept": "a repair leaves the superblock of the generation that it gives up",
         RecordOfRefused = "record-of-refused": "a publish is journaled before anything may refuse it",

@@ -4,7 +4,8 @@
 //! The superblock names a generation. Its checkpoint is the map as it was when its segment began, or a
 //! little newer; the records of the segment follow, and those of the next segment if a checkpoint was
 //! under way. Where the records end, everything behind must be a tail that a crash cut: a record of the
-//! same life behind a hole means that the medium lost something, and nobody guesses what.
+//! same life behind a hole means that the medium lost something, and nobody guesses what. So does an end before
+//! a record that was durable when the superblock was written: the checkpoint may have half of what it says.
 //!
 //! The last record may have been read from a cache, and never have reached the medium. So it is written
 //! once more as it is, like the superblock, and synced; only then is the map taken for durable. Then blocks
@@ -55,7 +56,8 @@ pub struct Blank {
 /// A sheet that nobody has written to.
 #[must_use]
 pub fn blank(identity: &Identity) -> Blank {
-    let superblock = Superblock { identity: *identity, generation: 0, number: 0, chain: 0 };
+    let superblock =
+        Superblock { identity: *identity, generation: 0, number: 0, chain: 0, needs: 0 };
     let mut file = superblock.encode().to_vec();
     file.resize(SUPERBLOCK_FILE_BYTES, 0);
     let header = FrameHeader {
@@ -170,6 +172,8 @@ pub enum Damage {
         /// Where that is.
         next: u64,
     },
+    /// They are not a whole record, but the checkpoint counts on one.
+    Missing,
 }
 
 impl fmt::Display for Refusal {
@@ -208,6 +212,7 @@ impl fmt::Display for Damage {
             Self::Hole { next } => {
                 write!(f, "no whole record is here, but there is one behind it, at byte {next}")
             }
+            Self::Missing => f.write_str("no whole record is here, but the checkpoint needs one"),
         }
     }
 }
@@ -258,8 +263,8 @@ pub struct Recovery {
     data_slots: u32,
     stage: Stage,
     superblock: Option<Superblock>,
-    /// Where the generation begins that is given up.
-    given_up: Option<Position>,
+    /// What the superblock of the generation says that is given up.
+    given_up: Option<Superblock>,
     map: Map,
     /// The next section of the checkpoint.
     section: Position,
@@ -411,7 +416,7 @@ impl Recovery {
     fn read_superblock(&mut self, bytes: &[u8], goes_back: bool) -> Result<Stage, Refusal> {
         let superblock = if goes_back {
             let [newest, before] = Superblock::last_two(bytes).map_err(Refusal::Superblock)?;
-            self.given_up = Some(Position { number: newest.number, chain: newest.chain });
+            self.given_up = Some(newest);
             before
         } else {
             Superblock::newest(bytes).map_err(Refusal::Superblock)?
@@ -473,7 +478,7 @@ impl Recovery {
         bytes: &[u8],
         is_next: bool,
     ) -> Result<Stage, Refusal> {
-        let Superblock { identity, generation, .. } = *self.superblock();
+        let Superblock { identity, generation, needs, .. } = *self.superblock();
         if (bytes.len() as u64) < identity.segment_bytes {
             let (offset, damage) = (bytes.len() as u64, Damage::Frame(FrameError::Short));
             return Err(Refusal::Damaged { file, offset, damage });
@@ -496,13 +501,17 @@ impl Recovery {
         if !is_next || log.records > 0 {
             self.used = if planted(Bug::ReplayTwice) { 0 } else { log.end as u64 };
         }
-        if !is_next {
-            if self.given_up.is_some_and(|next| next != self.next) {
-                return Err(Refusal::NotAllThere { file });
-            }
-            if self.given_up.is_none() || !planted(Bug::RepairForgets) {
-                return Ok(Stage::Segment { is_next: true });
-            }
+        let begins = |newest: Superblock| Position { number: newest.number, chain: newest.chain };
+        if !is_next && self.given_up.is_some_and(|newest| begins(newest) != self.next) {
+            return Err(Refusal::NotAllThere { file });
+        }
+        let needs = if is_next { self.given_up.map_or(0, |newest| newest.needs) } else { needs };
+        if self.next.number < needs && !planted(Bug::NeedsIgnored) {
+            let (offset, damage) = (log.end as u64, Damage::Missing);
+            return Err(Refusal::Damaged { file, offset, damage });
+        }
+        if !is_next && (self.given_up.is_none() || !planted(Bug::RepairForgets)) {
+            return Ok(Stage::Segment { is_next: true });
         }
         self.check()?;
         if self.given_up.is_some() {

@@ -13,7 +13,7 @@ use super::{JournalFile, SEGMENT_BYTES_MAX};
 use crate::limits::DEVICE_BYTES_MAX;
 
 const MAGIC: [u8; 8] = *b"GLASSINE";
-const RESERVED: [Range<usize>; 2] = [10..16, 100..4092];
+const RESERVED: [Range<usize>; 3] = [10..16, 100..104, 112..4092];
 const CRC_AT: usize = 4092;
 
 /// Bytes of the file that holds both copies.
@@ -45,6 +45,9 @@ pub struct Superblock {
     pub number: u64,
     /// The checksum of the record before it.
     pub chain: u32,
+    /// The number behind the last record that must be there: of those before it, the checkpoint may have seen some
+    /// edits and not others.
+    pub needs: u64,
 }
 
 /// Why bytes are no superblock.
@@ -104,6 +107,7 @@ impl Superblock {
         bytes[80..88].copy_from_slice(&self.identity.segment_bytes.to_le_bytes());
         bytes[88..96].copy_from_slice(&self.number.to_le_bytes());
         bytes[96..100].copy_from_slice(&self.chain.to_le_bytes());
+        bytes[104..112].copy_from_slice(&self.needs.to_le_bytes());
         let checksum = crc32c(&bytes[..CRC_AT]);
         bytes[CRC_AT..].copy_from_slice(&checksum.to_le_bytes());
         bytes
@@ -141,8 +145,13 @@ impl Superblock {
         {
             return Err(SuperblockError::Range);
         }
-        let generation = le64(bytes, 24);
-        Ok(Self { identity, generation, number: le64(bytes, 88), chain: le32(bytes, 96) })
+        Ok(Self {
+            identity,
+            generation: le64(bytes, 24),
+            number: le64(bytes, 88),
+            chain: le32(bytes, 96),
+            needs: le64(bytes, 104),
+        })
     }
 
     /// The newer of the two copies that are whole; or why there is none. A copy of another version is
@@ -198,7 +207,7 @@ mod tests {
             template_id: [9; 32],
             segment_bytes: 4096,
         };
-        Superblock { identity, generation, number: 5, chain: 6 }
+        Superblock { identity, generation, number: 5, chain: 6, needs: 1 << 56 | 8 }
     }
 
     #[test]
@@ -267,7 +276,7 @@ mod tests {
 
     #[test]
     fn what_a_superblock_may_not_say_is_refused() {
-        for at in [10, 15, 100, 4091] {
+        for at in [10, 15, 100, 103, 112, 4091] {
             let bytes = changed(superblock(7), at, 1);
             assert_eq!(Superblock::parse(&bytes), Err(SuperblockError::Reserved), "{at}");
         }

@@ -26,7 +26,7 @@ enum Stopped {
 struct Rot {
     file: JournalFile,
     byte: u64,
-    /// Where the damaged record begins, if it lies between others of its segment.
+    /// Where the damaged record begins, if another one of its segment follows.
     record: Option<u64>,
 }
 
@@ -249,7 +249,7 @@ impl World {
         Ok(true)
     }
 
-    /// A byte of the checkpoint, or of a record that is not the last one.
+    /// A byte of the checkpoint, or of a record that is not the last one, or that the checkpoint needs.
     fn draw_rot(&mut self) -> Option<Rot> {
         let superblock = Superblock::newest(self.journal(JournalFile::Superblock)).ok()?;
         let [checkpoint, segment] = superblock.files();
@@ -260,8 +260,8 @@ impl World {
             if behind.len() > 1 && self.tape.chance(Lane::Backend, 50) {
                 (JournalFile::Segment(!side), behind, false)
             } else {
-                let goes_on = !behind.is_empty();
-                (segment, records, goes_on)
+                let is_needed = superblock.number + records.len() as u64 <= superblock.needs;
+                (segment, records, is_needed || !behind.is_empty())
             };
         let inner = records.len() - usize::from(!last_is_inner && !records.is_empty());
         if inner == 0 || self.tape.chance(Lane::Backend, 20) {

@@ -132,6 +132,30 @@ fn all_records_of_the_generation_before_must_be_there_however_few_came_after_the
 }
 
 #[test]
+fn so_must_those_that_the_newest_checkpoint_was_made_with() {
+    let (mut files, _) = generations();
+    let newest = Superblock::newest(files.file(JournalFile::Superblock)).unwrap();
+    assert!(newest.needs > newest.number);
+    files.file(CHECKPOINT).fill(0);
+    let (mut at, mut number) = (0, newest.number);
+    while let Ok(frame) = Frame::parse(&files.files[&NEWEST][at..])
+        && frame.header.generation == 2
+    {
+        // Nothing is there from this record on: whether that was a crash is known.
+        let (mut files, length) = (files.clone(), frame.bytes.len());
+        files.file(NEWEST)[at..].fill(0);
+        if number < newest.needs {
+            let (offset, damage) = (at as u64, Damage::Missing);
+            assert_eq!(no_way_back(&files), Refusal::Damaged { file: NEWEST, offset, damage });
+        } else {
+            go_back(&mut files).unwrap();
+        }
+        (at, number) = (at + length, number + 1);
+    }
+    assert!(number > newest.needs);
+}
+
+#[test]
 fn there_is_no_way_back_without_a_superblock_of_the_generation_before() {
     let alone = Refusal::Superblock(SuperblockError::Alone);
     let mut new = Files::new();

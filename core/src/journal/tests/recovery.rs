@@ -3,6 +3,7 @@
 use super::*;
 use crate::journal::frame::tests::buffer_of;
 use crate::journal::frame::{self, FrameHeader, FrameKind};
+use crate::journal::superblock::Superblock;
 
 /// Two records; answers the files, and the length of the first.
 fn two_records() -> (Files, usize) {
@@ -32,6 +33,47 @@ fn a_torn_last_record_is_cut_and_a_hole_before_the_last_is_a_refusal() {
     let text = "journal.0: damaged at byte 0: no whole record is here, but there is one behind it, \
                 at byte 4096";
     assert_eq!(std::format!("{refusal}"), text);
+}
+
+/// Found by fuzzing: a record that the checkpoint had half of was taken for one that a crash cut.
+#[test]
+fn the_records_that_a_checkpoint_needs_must_be_there_be_they_the_last() {
+    let segment = JournalFile::Segment(true);
+    let mut files = Files::new();
+    let (mut overlay, _) = files.recover().unwrap();
+    let write = |files: &mut Files, overlay: &mut Overlay, blocks| {
+        files.change(overlay, &written(blocks));
+        overlay.flush();
+        files.work_on_barriers(overlay);
+    };
+    while !overlay.is_checkpointing() {
+        write(&mut files, &mut overlay, 0..1);
+    }
+    write(&mut files, &mut overlay, 100..101);
+    // Both records are in the checkpoint that is begun again; the one that comes then is not.
+    let (mut overlay, report) = files.recover().unwrap();
+    assert_eq!(report.generation, 0);
+    files.work(&mut overlay);
+    let newest = Superblock::newest(files.file(JournalFile::Superblock)).unwrap();
+    assert_eq!((newest.generation, newest.needs), (1, newest.number + 2));
+    for (there, damaged) in [(0, 0), (PAGE_BYTES, PAGE_BYTES), (PAGE_BYTES, 2 * PAGE_BYTES - 1)] {
+        let mut files = files.clone();
+        files.file(segment)[there..].fill(0);
+        files.file(segment)[damaged] ^= 1;
+        let damage = Damage::Missing;
+        let refusal = Refusal::Damaged { file: segment, offset: there as u64, damage };
+        assert_eq!(files.recover().unwrap_err(), refusal);
+        let text = std::format!(
+            "journal.1: damaged at byte {there}: no whole record is here, but the checkpoint needs one"
+        );
+        assert_eq!(std::format!("{refusal}"), text);
+    }
+    let before = map_of(&overlay);
+    write(&mut files, &mut overlay, 200..201);
+    files.file(segment)[2 * PAGE_BYTES + 70] ^= 1;
+    let (overlay, report) = files.recover().unwrap();
+    assert_eq!((report.generation, report.records, report.cut), (1, 2, true));
+    assert!(map_of(&overlay) == before);
 }
 
 #[test]
