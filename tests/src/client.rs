@@ -99,7 +99,7 @@ impl Client<TcpStream> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(LIMIT)?;
         stream.set_write_timeout(LIMIT)?;
-        let size = handshake::choose(&mut stream, "")?;
+        let (size, _) = handshake::choose(&mut stream, "")?;
         Ok(Self { size, ..Self::over(stream) })
     }
 }

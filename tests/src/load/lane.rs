@@ -14,7 +14,7 @@ use crate::client::{READ, WRITE};
 const REQUEST_MAGIC: [u8; 4] = 0x2560_9513u32.to_be_bytes();
 const REPLY_MAGIC: [u8; 4] = 0x6744_6698u32.to_be_bytes();
 const REQUEST_BYTES: usize = 28;
-const REPLY_BYTES: usize = 16;
+pub(super) const REPLY_BYTES: usize = 16;
 /// A message is a request header and a payload; the payload is at a multiple of this.
 const ALIGNMENT: usize = 64;
 /// A whole payload is compared once in so many.
@@ -118,7 +118,8 @@ impl<'a> Lane<'a> {
             let offset = place * u64::from(self.load.bytes);
             self.made += 1;
             self.requests[cookie as usize] = Request { offset, sent: now, write, waiting: true };
-            let header = header(write, cookie, offset, self.load.bytes);
+            let command = if write { WRITE } else { READ };
+            let header = header(command, cookie, offset, self.load.bytes);
             if write {
                 let base = self.messages.as_ptr().align_offset(ALIGNMENT);
                 let payload = base + cookie as usize * self.load.stride() + ALIGNMENT;
@@ -225,10 +226,11 @@ impl<'a> Lane<'a> {
     }
 }
 
-fn header(write: bool, cookie: u32, offset: u64, length: u32) -> [u8; REQUEST_BYTES] {
+/// A simple request.
+pub(super) fn header(command: u16, cookie: u32, offset: u64, length: u32) -> [u8; REQUEST_BYTES] {
     let mut header = [0; REQUEST_BYTES];
     header[..4].copy_from_slice(&REQUEST_MAGIC);
-    header[6..8].copy_from_slice(&(if write { WRITE } else { READ }).to_be_bytes());
+    header[6..8].copy_from_slice(&command.to_be_bytes());
     header[8..16].copy_from_slice(&u64::from(cookie).to_be_bytes());
     header[16..24].copy_from_slice(&offset.to_be_bytes());
     header[24..28].copy_from_slice(&length.to_be_bytes());

@@ -101,7 +101,7 @@ pub(crate) fn quiet_device(storage: &Storage, workload: &Workload) -> Row {
         for connection in [&one[0], &others[0]] {
             storage.touch(connection, Stage::Template, Pattern::EachRead)?;
         }
-        storage.touch(&others[0], Stage::Written, Pattern::EachWrite)?;
+        storage.fill(&others[0])?;
         let _ = Load { time: storage.time / 4, ..quiet }.try_run(&one, 0)?;
         let without = measure(&server, &one, &quiet, Unit::Operations, round)?;
         // Busy before and behind what is measured.

@@ -71,6 +71,14 @@ impl Storage {
         load.try_run(std::slice::from_ref(connection), 0).map(drop)
     }
 
+    /// Writes every block twice, made durable in between: what a server keeps of durable blocks until it knows that it
+    /// can do without, and what it then takes in turn with them, has all been written to before.
+    pub(crate) fn fill(&self, connection: &Connection) -> io::Result<()> {
+        self.touch(connection, Stage::Written, Pattern::EachWrite)?;
+        connection.flush()?;
+        self.touch(connection, Stage::Written, Pattern::EachWrite)
+    }
+
     /// Brings a new server to a stage. Returns the connection that did it.
     pub(crate) fn warm(&self, server: &Server, stage: Stage) -> io::Result<Connection> {
         let connection = server.open(0)?;
@@ -82,7 +90,7 @@ impl Storage {
         }
         self.touch(&connection, Stage::Template, Pattern::EachRead)?;
         if stage == Stage::Written {
-            self.touch(&connection, stage, Pattern::EachWrite)?;
+            self.fill(&connection)?;
         }
         Ok(connection)
     }
@@ -174,7 +182,7 @@ impl<'a> Standing<'a> {
             }
         };
         if at < stage {
-            self.storage.touch(&connection, stage, Pattern::EachWrite)?;
+            self.storage.fill(&connection)?;
         }
         let (connection, server, _) = self.now.insert((connection, server, stage));
         Ok((server, connection))
