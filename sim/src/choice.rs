@@ -35,11 +35,13 @@ pub enum Lane {
     Space,
     /// Checkpoints that find no space, and repairs of damaged ones.
     Checkpoints,
+    /// Damaged records that the checkpoint needs.
+    Needed,
 }
 
 impl Lane {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Swarm,
         Self::Schedule,
         Self::Net,
@@ -49,11 +51,12 @@ impl Lane {
         Self::Records,
         Self::Space,
         Self::Checkpoints,
+        Self::Needed,
     ];
 
     /// Whether most failures can do without it: with plain choices, nothing of it happens.
     fn is_extra(self) -> bool {
-        matches!(self, Self::Seals | Self::Records | Self::Space | Self::Checkpoints)
+        matches!(self, Self::Seals | Self::Records | Self::Space | Self::Checkpoints | Self::Needed)
     }
 
     fn name(self) -> &'static str {
@@ -67,6 +70,7 @@ impl Lane {
             Self::Records => "records",
             Self::Space => "space",
             Self::Checkpoints => "checkpoints",
+            Self::Needed => "needed",
         }
     }
 }

@@ -57,6 +57,7 @@ fn trimmed(tape: &Tape) -> Script {
 /// All but the configuration, the ones that most failures can do without first.
 const LANES: [Lane; Lane::ALL.len() - 1] = [
     Lane::Checkpoints,
+    Lane::Needed,
     Lane::Space,
     Lane::Seals,
     Lane::Records,

@@ -26,7 +26,7 @@ enum Stopped {
 struct Rot {
     file: JournalFile,
     byte: u64,
-    /// Where the damaged record begins, if another one of its segment follows.
+    /// Where the damaged record begins, if another one of its segment follows, or the checkpoint needs it.
     record: Option<u64>,
 }
 
@@ -89,6 +89,9 @@ impl World {
         }
         if rots && self.tape.chance(Lane::Backend, 50) {
             self.refuse_rot()?;
+        }
+        if rots && self.tape.chance(Lane::Needed, 50) {
+            self.refuse_needed_rot()?;
         }
         self.recover()?;
         self.faults.recovered();
@@ -185,16 +188,47 @@ impl World {
         Vec::new()
     }
 
-    /// A byte that recovery needs has changed: it must say so, and where. Then it changes back; or it stays
+    /// A byte that recovery needs has changed, and recovery finds that out. Then it changes back; or it stays
     /// as it is, if the sheet can be repaired.
     fn refuse_rot(&mut self) -> Result<(), Broken> {
         let Some(rot) = self.draw_rot() else { return Ok(()) };
+        self.find_rot(&rot)?;
+        let is_checkpoint = matches!(rot.file, JournalFile::Checkpoint(_));
+        let stays = is_checkpoint && self.tape.chance(Lane::Checkpoints, 50) && self.repair()?;
+        if !stays {
+            self.disk.spoil(DiskFile::Journal(rot.file), rot.byte);
+        }
+        Ok(())
+    }
+
+    /// The same with the last record of a segment, if the checkpoint needs it. It always changes back.
+    fn refuse_needed_rot(&mut self) -> Result<(), Broken> {
+        let newest = Superblock::newest(self.journal(JournalFile::Superblock));
+        let newest = newest.expect("it was not damaged");
+        let [_, file] = newest.files();
+        let records = self.records(file, newest.generation);
+        let Some(last) = records.last() else { return Ok(()) };
+        if newest.number + records.len() as u64 > newest.needs {
+            return Ok(());
+        }
+        let byte = last.start + self.tape.draw(Lane::Needed, last.end - last.start);
+        self.find_rot(&Rot { file, byte, record: Some(last.start) })?;
+        self.disk.spoil(DiskFile::Journal(file), byte);
+        Ok(())
+    }
+
+    /// Changes the byte. Recovery must say so, and where.
+    fn find_rot(&mut self, rot: &Rot) -> Result<(), Broken> {
         self.disk.spoil(DiskFile::Journal(rot.file), rot.byte);
         let refusal = self.refusal();
         self.note("rot", 0, [rot.byte, 0, 0, 0]);
         let is_found = match (&refusal, rot.record) {
             (
-                Some(Refusal::Damaged { file, offset, damage: Damage::Hole { .. } }),
+                Some(Refusal::Damaged {
+                    file,
+                    offset,
+                    damage: Damage::Hole { .. } | Damage::Missing,
+                }),
                 Some(record),
             ) => (*file, *offset) == (rot.file, record),
             (Some(Refusal::Damaged { .. }), None) => true,
@@ -203,11 +237,6 @@ impl World {
         if !is_found {
             let text = format!("{} byte {} was damaged: {refusal:?}", rot.file, rot.byte);
             return Broken::by("damage is refused", text);
-        }
-        let is_checkpoint = matches!(rot.file, JournalFile::Checkpoint(_));
-        let stays = is_checkpoint && self.tape.chance(Lane::Checkpoints, 50) && self.repair()?;
-        if !stays {
-            self.disk.spoil(DiskFile::Journal(rot.file), rot.byte);
         }
         Ok(())
     }
@@ -249,7 +278,7 @@ impl World {
         Ok(true)
     }
 
-    /// A byte of the checkpoint, or of a record that is not the last one, or that the checkpoint needs.
+    /// A byte of the checkpoint, or of a record that is not the last one.
     fn draw_rot(&mut self) -> Option<Rot> {
         let superblock = Superblock::newest(self.journal(JournalFile::Superblock)).ok()?;
         let [checkpoint, segment] = superblock.files();
@@ -260,8 +289,8 @@ impl World {
             if behind.len() > 1 && self.tape.chance(Lane::Backend, 50) {
                 (JournalFile::Segment(!side), behind, false)
             } else {
-                let is_needed = superblock.number + records.len() as u64 <= superblock.needs;
-                (segment, records, is_needed || !behind.is_empty())
+                let goes_on = !behind.is_empty();
+                (segment, records, goes_on)
             };
         let inner = records.len() - usize::from(!last_is_inner && !records.is_empty());
         if inner == 0 || self.tape.chance(Lane::Backend, 20) {
