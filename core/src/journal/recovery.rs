@@ -8,7 +8,7 @@
 //! a record that was durable when the superblock was written: the checkpoint may have half of what it says.
 //!
 //! The last record may have been read from a cache, and never have reached the medium. So it is written
-//! once more as it is, like the superblock, and synced; only then is the map taken for durable. Then blocks
+//! once more as it is, like both copies of the superblock, and synced; only then is the map taken for durable. Then blocks
 //! that records carry go to their slots: each as the last record that names its slot has it, unless that
 //! one found the slot synced. Nothing else is written, so that recovery can be broken off and begun again at
 //! any point.
@@ -22,7 +22,6 @@
 //! nothing more to do; then [`Recovery::finish`]. After a refusal the machine is over.
 
 use alloc::collections::BTreeMap;
-use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Range;
@@ -263,6 +262,8 @@ pub struct Recovery {
     data_slots: u32,
     stage: Stage,
     superblock: Option<Superblock>,
+    /// Both copies, as they are to be written.
+    superblocks: Vec<u8>,
     /// What the superblock of the generation says that is given up.
     given_up: Option<Superblock>,
     map: Map,
@@ -305,6 +306,7 @@ impl Recovery {
             data_slots,
             stage: Stage::Superblock { goes_back: false },
             superblock: None,
+            superblocks: Vec::new(),
             given_up: None,
             section: start,
             offset: 0,
@@ -348,7 +350,11 @@ impl Recovery {
                 offset: 0,
                 length: self.superblock().identity.segment_bytes,
             },
-            Stage::WriteSuperblock => self.write_superblock(),
+            Stage::WriteSuperblock => Step::Write {
+                file: JournalFile::Superblock,
+                offset: 0,
+                bytes: self.superblocks.clone(),
+            },
             Stage::SyncSuperblock => Step::Sync { file: JournalFile::Superblock },
             Stage::WriteRecord => {
                 let (file, offset, bytes) = self.last.as_ref()?;
@@ -361,19 +367,6 @@ impl Recovery {
             }
             Stage::Done => return None,
         })
-    }
-
-    fn write_superblock(&self) -> Step {
-        let file = JournalFile::Superblock;
-        let (bytes, offset) =
-            (self.superblock().encode(), Superblock::offset(self.superblock().generation));
-        if self.given_up.is_none() || planted(Bug::GivenUpKept) {
-            return Step::Write { file, offset, bytes: bytes.to_vec() };
-        }
-        // Nothing is left of the copy that names the generation which is given up.
-        let mut both = vec![0; SUPERBLOCK_FILE_BYTES];
-        both[offset as usize..][..PAGE_BYTES].copy_from_slice(&bytes);
-        Step::Write { file, offset: 0, bytes: both }
     }
 
     fn segment_read(&self) -> JournalFile {
@@ -414,9 +407,14 @@ impl Recovery {
     }
 
     fn read_superblock(&mut self, bytes: &[u8], goes_back: bool) -> Result<Stage, Refusal> {
+        self.superblocks = bytes.to_vec();
         let superblock = if goes_back {
             let [newest, before] = Superblock::last_two(bytes).map_err(Refusal::Superblock)?;
             self.given_up = Some(newest);
+            if !planted(Bug::GivenUpKept) {
+                let offset = Superblock::offset(newest.generation) as usize;
+                self.superblocks[offset..][..PAGE_BYTES].fill(0);
+            }
             before
         } else {
             Superblock::newest(bytes).map_err(Refusal::Superblock)?
@@ -432,7 +430,7 @@ impl Recovery {
         if frame_bytes(self.limits.queue_entries_max as usize) as u64 > segment_bytes {
             return Err(Refusal::SegmentTooSmall);
         }
-        self.next = Position { number: superblock.number, chain: superblock.chain };
+        self.next = superblock.first();
         self.first = self.next;
         self.segment = superblock.generation;
         self.report.generation = superblock.generation;
@@ -501,8 +499,7 @@ impl Recovery {
         if !is_next || log.records > 0 {
             self.used = if planted(Bug::ReplayTwice) { 0 } else { log.end as u64 };
         }
-        let begins = |newest: Superblock| Position { number: newest.number, chain: newest.chain };
-        if !is_next && self.given_up.is_some_and(|newest| begins(newest) != self.next) {
+        if !is_next && self.given_up.is_some_and(|newest| newest.first() != self.next) {
             return Err(Refusal::NotAllThere { file });
         }
         let needs = if is_next { self.given_up.map_or(0, |newest| newest.needs) } else { needs };

@@ -9,7 +9,7 @@ use core::ops::Range;
 use crc32c::crc32c;
 
 use super::frame::{PAGE_BYTES, VERSION, le32, le64};
-use super::{JournalFile, SEGMENT_BYTES_MAX};
+use super::{JournalFile, Position, SEGMENT_BYTES_MAX};
 use crate::limits::DEVICE_BYTES_MAX;
 
 const MAGIC: [u8; 8] = *b"GLASSINE";
@@ -183,6 +183,11 @@ impl Superblock {
             let is_here = Self::offset(copy.generation) == offset as u64;
             if is_here { Ok(copy) } else { Err(SuperblockError::Misplaced) }
         })
+    }
+
+    /// Where its first record belongs.
+    pub(crate) fn first(&self) -> Position {
+        Position { number: self.number, chain: self.chain }
     }
 
     /// The checkpoint that it counts on, and the segment behind that.

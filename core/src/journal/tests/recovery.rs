@@ -77,7 +77,7 @@ fn the_records_that_a_checkpoint_needs_must_be_there_be_they_the_last() {
 }
 
 #[test]
-fn recovery_writes_the_last_record_and_the_superblock_once_more() {
+fn recovery_writes_the_last_record_and_both_superblocks_once_more() {
     let (mut files, length) = two_records();
     let before = files.files.clone();
     let mut recovery = Recovery::new(config(), [7; 32], files.data.len() as u32, limits());
@@ -88,15 +88,15 @@ fn recovery_writes_the_last_record_and_the_superblock_once_more() {
             Step::Read { file, .. } => read = files.file(file).clone(),
             Step::Write { file, offset, bytes } => {
                 assert!(before[&file][offset as usize..].starts_with(&bytes), "as it was");
-                written.push((file, offset));
+                written.push((file, offset, bytes.len()));
             }
             Step::Sync { file } => assert_eq!(file, written.last().unwrap().0),
             Step::WriteData { .. } => unreachable!("nothing is carried"),
         }
         recovery.handle(Ok(&read)).unwrap();
     }
-    let record = (JournalFile::Segment(false), length as u64);
-    assert_eq!(written, [(JournalFile::Superblock, 0), record]);
+    let record = (JournalFile::Segment(false), length as u64, PAGE_BYTES);
+    assert_eq!(written, [(JournalFile::Superblock, 0, 2 * PAGE_BYTES), record]);
 }
 
 #[test]
